@@ -1,0 +1,108 @@
+"""The few layers that Keras does not have. All are registered, so that models load by themselves."""
+
+import keras
+from keras import ops
+
+PACKAGE = "keras_resnet"
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ZeroPadShortcut(keras.layers.Layer):
+    """The parameter-free shortcut across a change of size: subsample, then append zero channels.
+
+    Maps `(batch, height, width, channels)` to `(batch, ceil(height / strides),
+    ceil(width / strides), filters)`; with `channels_first` the channels stand second.
+
+    Args:
+        filters: Number of output channels, at least that of the input.
+        strides: Every how-manieth row and column is kept, starting with the first.
+        data_format: `"channels_last"` or `"channels_first"`; default: Keras's setting.
+
+    Raises:
+        ValueError: When called on more channels than `filters`.
+
+    Reference: He et al. 2015, section 3.3, option A.
+    """
+
+    def __init__(self, filters, strides=1, data_format=None, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.strides = strides
+        self.data_format = data_format or keras.config.image_data_format()
+
+    def _missing_channels(self, shape):
+        channels = shape[1 if self.data_format == "channels_first" else -1]
+        if channels > self.filters:
+            raise ValueError(
+                "A zero-padded shortcut cannot reduce channels. "
+                f"Expected at most {self.filters} input channels. Received: {channels}."
+            )
+        return self.filters - channels
+
+    def call(self, inputs):
+        missing = self._missing_channels(inputs.shape)
+        step = self.strides
+        if self.data_format == "channels_first":
+            return ops.pad(inputs[:, :, ::step, ::step], [[0, 0], [0, missing], [0, 0], [0, 0]])
+        return ops.pad(inputs[:, ::step, ::step, :], [[0, 0], [0, 0], [0, 0], [0, missing]])
+
+    def compute_output_shape(self, input_shape):
+        self._missing_channels(input_shape)
+        first = self.data_format == "channels_first"
+        batch, *sides = (input_shape[0], *(input_shape[2:] if first else input_shape[1:3]))
+        sides = [None if side is None else -(-side // self.strides) for side in sides]
+        return (batch, self.filters, *sides) if first else (batch, *sides, self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "strides": self.strides,
+            "data_format": self.data_format,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class StochasticDepth(keras.layers.Layer):
+    """Drops a whole residual at random in training, and scales it by its survival otherwise.
+
+    The shape of the input, of any rank, is kept.
+
+    Args:
+        survival_probability: Probability in (0, 1] with which the residual is kept in training.
+        per_image: Whether each image of the batch draws for itself; the paper draws once per
+            mini-batch.
+        seed: Seed of the draws; default: from `keras.utils.set_random_seed`.
+
+    Reference: Huang et al. 2016, equations 2 and 5. (Scaling happens at test time, as in the
+    paper, not as inverse scaling in training.)
+    """
+
+    def __init__(self, survival_probability, per_image=False, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 < survival_probability <= 1:
+            raise ValueError(
+                "A survival probability lies in (0, 1]. "
+                f"Received: survival_probability={survival_probability}"
+            )
+        self.survival_probability = survival_probability
+        self.per_image = per_image
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs, training=False):
+        if not training:
+            return inputs * self.survival_probability
+        draws = ops.shape(inputs)[0] if self.per_image else 1
+        shape = (draws,) + (1,) * (len(inputs.shape) - 1)
+        uniform = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        return inputs * ops.cast(uniform < self.survival_probability, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "survival_probability": self.survival_probability,
+            "per_image": self.per_image,
+            "seed": self.seed,
+        }

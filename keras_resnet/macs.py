@@ -1,0 +1,57 @@
+"""What a network costs, counted as the paper counts it."""
+
+import math
+
+import keras
+from keras import layers
+
+_COUNTED = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv2D, layers.Dense)
+
+
+def count_macs(model, input_shape=None) -> int:
+    """Multiply-adds of one image: convolutions and dense layers, nothing else.
+
+    Args:
+        model: A built Functional model with one input, of this package or not. Models inside it
+            are walked too.
+        input_shape: `(height, width, channels)` of the image where the model leaves it open.
+
+    Returns:
+        The number of multiply-adds. (The paper prints them as FLOPs.)
+
+    Raises:
+        ValueError: If the model's input size is open and none is given.
+
+    Reference: He et al. 2015, table 1.
+
+    >>> import keras_resnet
+    >>> count_macs(keras_resnet.CifarResNet20())
+    40551040
+    """
+    shape = (1, *(input_shape or model.input_shape[1:]))
+    if None in shape:
+        raise ValueError(
+            "The model leaves the size of its input open. Expected `input_shape`, e.g. "
+            f"(224, 224, 3). Received: a model with input shape {model.input_shape}"
+        )
+    counts = []
+
+    def counted(layer):
+        def call(x, *args, **kwargs):
+            if isinstance(layer, keras.Model):
+                return layer._run_through_graph(x, operation_fn=counted)
+            y = layer.compute_output_spec(x, *args, **kwargs)
+            if isinstance(layer, _COUNTED):
+                counts.append(_positions(layer, y.shape) * math.prod(layer.kernel.shape))
+            return y
+
+        return call
+
+    model._run_through_graph(keras.KerasTensor(shape), operation_fn=counted)
+    return sum(counts)
+
+
+def _positions(layer, output_shape) -> int:
+    """How often the kernel is applied: the size of the output without its channels."""
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    return math.prod(output_shape[2:] if channels_first else output_shape[1:-1])

@@ -1,0 +1,308 @@
+"""Stem -> stages -> head: one builder for every row of the table, and the model it makes."""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Iterator
+
+import keras
+from keras import layers
+
+from keras_resnet import blocks
+from keras_resnet.errors import unknown_name
+from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.variants import Variant, get_variant
+
+# What may be replaced in a row; the rest of it says which network it is.
+OPTIONS = (
+    "shortcut",
+    "activation_order",
+    "stride_in_1x1",
+    "output_stride",
+    "survival_probability",
+    "zero_init_residual",
+    "conv_bias",
+)
+
+
+@keras.saving.register_keras_serializable("keras_resnet")
+class ResNet(keras.Model):
+    """A Functional Keras model that remembers which network it is and how it sees images.
+
+    Made by `build` and by the constructors of this package; saves, loads and clones as any
+    Functional model does, of any depth.
+
+    Args:
+        inputs: Keras tensor of shape `(batch, height, width, channels)`, or channels first.
+        outputs: Keras tensor computed from `inputs`.
+        name: Name of the model.
+        variant: The resolved `Variant`, or its fields as a dict.
+        preprocessing: The `Preprocessing` its images go through, or its fields as a dict.
+    """
+
+    def __init__(self, inputs, outputs, name=None, *, variant=None, preprocessing=None, **kwargs):
+        _permit_depth(outputs)
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        if isinstance(preprocessing, dict):
+            preprocessing = Preprocessing(**preprocessing)
+        if isinstance(variant, dict):
+            variant = _variant_from_dict(variant)
+        self.variant = variant
+        self.preprocessing = preprocessing
+
+    @property
+    def pyramid_outputs(self) -> dict:
+        """The last feature map of each stage, by its level: `"P2"` is 4 times smaller than the input.
+
+        Returns:
+            Keras tensors, e.g. `{"P2": ..., "P3": ..., "P4": ..., "P5": ...}`; levels of a CIFAR
+            network count from its first stage, `"P0"`. Dilation does not change the names.
+        """
+        first_level = int(math.log2(blocks.STEMS[self.variant.stem].strides))
+        return {
+            f"P{first_level + stage}": self.get_layer(f"stage{stage + 1}_block{count}_out").output
+            for stage, count in enumerate(self.variant.blocks)
+        }
+
+    def get_config(self):
+        config = super().get_config()
+        for key in ("variant", "preprocessing"):
+            record = getattr(self, key)
+            config[key] = record and dataclasses.asdict(record)
+        return config
+
+
+def build(
+    variant,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=None,
+    classifier_activation="softmax",
+    name=None,
+    **options,
+) -> ResNet:
+    """Builds any network of the table.
+
+    Args:
+        variant: A name of `list_variants()`, or a `Variant`.
+        include_top: Whether to end in average pooling and a classifier.
+        weights: `None` for random initialisation, or the path of a weights file that
+            `model.load_weights` reads.
+        input_tensor: Keras tensor to build upon, instead of a new input.
+        input_shape: `(height, width, channels)`, or channels first by Keras's setting; sizes may
+            be `None` or odd, and channels any number. Default: the size the network was designed
+            for, or `(None, None, 3)` without the top.
+        pooling: What follows the last stage without the top: `None` (the feature map), `"avg"` or
+            `"max"`.
+        classes: Number of classes; default 1000 for ImageNet networks, 10 for CIFAR ones.
+        classifier_activation: Activation of the classifier; `None` gives logits. Always float32
+            (or wider), whatever the dtype policy.
+        name: Name of the model.
+        **options: Fields of the `Variant` to replace: `shortcut`, `activation_order`,
+            `stride_in_1x1`, `output_stride`, `survival_probability`, `zero_init_residual`,
+            `conv_bias`.
+
+    Returns:
+        A `ResNet` that maps `(batch, height, width, channels)` to `(batch, classes)`; without the
+        top to `(batch, height / stride, width / stride, filters)`, or `(batch, filters)` pooled.
+
+    Raises:
+        ValueError: If a name, a shape or a value is not possible; before anything is built.
+        TypeError: If an option does not exist.
+
+    >>> model = build("cifar_resnet20", weights=None)
+    >>> model.count_params()
+    271098
+    """
+    variant = resolve(variant, options)
+    _check_arguments(include_top, weights, pooling, classes)
+    dilations = _stage_geometry(variant)
+    inputs, x = _input(variant, include_top, input_tensor, input_shape)
+
+    x = blocks.STEMS[variant.stem].draw(x, variant)
+    for block_name, geometry, survival_probability in _blocks(variant, dilations):
+        x = blocks.residual_block(
+            x, variant, geometry, survival_probability=survival_probability, name=block_name
+        )
+    x = _head(x, variant, include_top, pooling, classes or variant.classes, classifier_activation)
+
+    model = ResNet(
+        inputs, x, name or variant.name, variant=variant, preprocessing=variant.preprocessing
+    )
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+def resolve(variant, options) -> Variant:
+    """The row of the table with `options` put in, checked.
+
+    Args:
+        variant: A name of the table, or a `Variant`.
+        options: Fields to replace, of `OPTIONS`.
+
+    Raises:
+        ValueError: If a name or a value is not known.
+        TypeError: If an option does not exist.
+    """
+    if not isinstance(variant, Variant):
+        variant = get_variant(variant)
+    for option in options:
+        if option not in OPTIONS:
+            raise TypeError(str(unknown_name("option", option, OPTIONS)))
+    variant = dataclasses.replace(variant, **options)
+    for axis, table in (
+        ("block", blocks.RESIDUALS),
+        ("stem", blocks.STEMS),
+        ("shortcut", blocks.SHORTCUTS),
+        ("activation_order", blocks.ACTIVATION_ORDERS),
+    ):
+        if getattr(variant, axis) not in table:
+            raise unknown_name(axis, getattr(variant, axis), table)
+    if not 0 < variant.survival_probability <= 1:
+        raise ValueError(
+            "A survival probability lies in (0, 1]. "
+            f"Received: survival_probability={variant.survival_probability}"
+        )
+    return variant
+
+
+def _check_arguments(include_top, weights, pooling, classes):
+    if weights is not None and not os.path.exists(weights):
+        raise ValueError(
+            "The `weights` argument should be `None` (random initialization) or the path to the "
+            f"weights file to be loaded. Received: weights={weights!r}"
+        )
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(
+            f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}"
+        )
+    if include_top and classes is not None and classes < 1:
+        raise ValueError(
+            f"A classifier needs at least one class. Received: classes={classes}"
+        )
+
+
+def _stage_geometry(variant) -> list[tuple[int, int, int]]:
+    """Strides, dilation before and dilation after the first block of each stage."""
+    stride = blocks.STEMS[variant.stem].strides
+    full_stride = stride * 2 ** (len(variant.blocks) - 1)
+    possible = [full_stride // 2**removed for removed in range(min(3, len(variant.blocks)))]
+    if variant.output_stride not in (None, *possible):
+        raise ValueError(
+            f"{variant.name} cannot have this output stride. Expected one of "
+            f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride}"
+        )
+    stages, dilation = [], 1
+    for stage in range(len(variant.blocks)):
+        strides = 1 if stage == 0 else 2
+        before = dilation
+        if stride * strides > (variant.output_stride or full_stride):
+            dilation, strides = dilation * strides, 1
+        stride *= strides
+        stages.append((strides, before, dilation))
+    return stages
+
+
+def _blocks(variant, stages) -> Iterator[tuple[str, blocks.Geometry, float]]:
+    """Name, geometry and survival probability of every block, in order."""
+    total, position = sum(variant.blocks), 0
+    for stage, (strides, before, dilation) in enumerate(stages):
+        for block in range(variant.blocks[stage]):
+            position += 1
+            geometry = blocks.Geometry(
+                filters=variant.filters[stage],
+                strides=strides if block == 0 else 1,
+                dilation=dilation,
+                dilation_before=before if block == 0 else dilation,
+                is_first=position == 1,
+            )
+            # Huang et al. 2016, equation 4: linear decay.
+            survival = 1 - position / total * (1 - variant.survival_probability)
+            yield f"stage{stage + 1}_block{block + 1}", geometry, survival
+
+
+def _input(variant, include_top, input_tensor, input_shape):
+    """The model's inputs, and the tensor that the stem is drawn upon."""
+    if input_tensor is not None and keras.utils.is_keras_tensor(input_tensor):
+        _check_input_shape(variant, input_tensor.shape[1:])
+        return keras.utils.get_source_inputs(input_tensor), input_tensor
+    if input_shape is None:
+        size = variant.preprocessing.size if include_top else (None, None)
+        input_shape = _with_channels(size, len(variant.preprocessing.mean))
+    _check_input_shape(variant, input_shape)
+    inputs = layers.Input(shape=input_shape, tensor=input_tensor, name="image")
+    return inputs, inputs
+
+
+def _with_channels(size, channels):
+    channels_first = keras.config.image_data_format() == "channels_first"
+    return (channels, *size) if channels_first else (*size, channels)
+
+
+def _check_input_shape(variant, input_shape):
+    """A shape must name its channels, and leave more than one pixel to the last down-sampling."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
+        )
+    axis = 0 if keras.config.image_data_format() == "channels_first" else 2
+    if not input_shape[axis]:
+        raise ValueError(
+            "The number of input channels must be known. Expected it on axis "
+            f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
+            f"Received: input_shape={tuple(input_shape)}"
+        )
+    stride = blocks.STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
+    smallest = stride // 2 + 1
+    sides = [side for position, side in enumerate(input_shape) if position != axis]
+    if any(side is not None and side < smallest for side in sides):
+        raise ValueError(
+            f"Input size must be at least {smallest}x{smallest}, or the last stage of "
+            f"{variant.name} sees a single pixel. Received: input_shape={tuple(input_shape)}"
+        )
+
+
+def _head(x, variant, include_top, pooling, classes, classifier_activation):
+    order = blocks.ACTIVATION_ORDERS[variant.activation_order]
+    for kind in order.head.split():
+        x = blocks.activate(x, kind, None, last_name=f"head_{kind}")
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="head_pool")(x)
+    if not include_top:
+        return x
+    policy = keras.config.dtype_policy()
+    half = policy.compute_dtype in ("float16", "bfloat16")
+    return layers.Dense(
+        classes,
+        activation=classifier_activation,
+        dtype="float32" if half else policy,
+        name="predictions",
+    )(x)
+
+
+def _permit_depth(outputs):
+    """Raises Python's recursion limit to what Keras needs for this graph.
+
+    Keras 3 walks a graph of layers recursively; about 1,000 in a row end in `RecursionError`. The
+    limit stays raised, because later calls of Keras (a sub-model, a plot) walk the graph again.
+    """
+    tensor, length = keras.tree.flatten(outputs)[0], 0
+    while tensor is not None and hasattr(tensor, "_keras_history"):
+        parents = tensor._keras_history.operation._inbound_nodes[
+            tensor._keras_history.node_index
+        ].input_tensors
+        # The last input of an addition is the residual: the long way.
+        tensor, length = (parents[-1] if parents else None), length + 1
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + 4 * length))
+
+
+def _variant_from_dict(fields):
+    fields = dict(fields) | {"preprocessing": Preprocessing(**fields["preprocessing"])}
+    return Variant(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

@@ -1,0 +1,203 @@
+"""From raw images to the numbers a network was trained on, and from its answers to names.
+
+One record, `Preprocessing`, says everything: to what size an image is brought, how its values are
+scaled and in which order its channels stand. A model carries its record (`model.preprocessing`),
+and the exports bake it into the files they write, so that nobody has to remember it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Over all pixels of the 50,000 training images. The often copied std (0.2023, 0.1994, 0.2010) is
+# the mean of per-image values.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How raw images become a network's input: `(crop(resize(image)) * scale - mean) / std`.
+
+    Args:
+        size: Height and width in pixels of the input, `(height, width)`.
+        resize_size: Length in pixels the shorter side is brought to before the centre crop to
+            `size`. `None`: the image is resized to `size` directly if it differs, no crop.
+        interpolation: `"bilinear"` or `"bicubic"`.
+        antialias: Whether a shrinking resize averages over all pixels it covers.
+        scale: Factor on the raw values, which range over 0..255.
+        mean: One value per channel, in scaled units.
+        std: One value per channel, in scaled units, positive.
+        channel_order: `"rgb"`, or `"bgr"` for weights that come from Caffe.
+
+    Raises:
+        ValueError: If `mean` and `std` differ in length, or a `std` is not positive.
+
+    Reference: the defaults are those of torchvision's ImageNet weights.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize_size: int | None = 256
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channel_order: str = "rgb"
+
+    def __post_init__(self):
+        for field in ("size", "mean", "std"):  # lists when they come back from JSON
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(
+                "`mean` and `std` need one value per channel, and every std must be positive. "
+                f"Received: mean={self.mean}, std={self.std}"
+            )
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ValueError(
+                "Unknown `channel_order`. Expected 'rgb' or 'bgr'. "
+                f"Received: {self.channel_order!r}"
+            )
+
+    def normalize(self, images):
+        """Scales and centres images that already have the right size.
+
+        Args:
+            images: Tensor or array of shape `(..., height, width, channels)`, values 0..255, of
+                any backend: only arithmetic is used.
+
+        Returns:
+            float32 of the same shape; channels in the order of `channel_order`.
+        """
+        images = _as_float32(images)
+        if self.channel_order == "bgr":
+            images = images[..., ::-1]
+        mean = np.asarray(self.mean, "float32")
+        std = np.asarray(self.std, "float32")
+        return (images * np.float32(self.scale) - mean) / std
+
+    def resize(self, images):
+        """Brings images to `size`: shorter side to `resize_size`, then the centre.
+
+        Args:
+            images: Tensor or array of shape `([batch,] height, width, channels)` with static
+                height and width, values 0..255.
+
+        Returns:
+            float32 of shape `([batch,] *size, channels)`; unchanged values if the size fits.
+        """
+        images = _as_float32(images)
+        height, width = images.shape[-3:-1]
+        if (height, width) == self.size:
+            return images
+        if self.resize_size is None:
+            return self._resize_to(images, self.size)
+        ratio = self.resize_size / min(height, width)
+        height, width = (
+            max(round(side * ratio), crop) for side, crop in zip((height, width), self.size)
+        )
+        images = self._resize_to(images, (height, width))
+        top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+        return images[..., top : top + self.size[0], left : left + self.size[1], :]
+
+    def __call__(self, images):
+        """`normalize(resize(images))`."""
+        return self.normalize(self.resize(images))
+
+    def _resize_to(self, images, size):
+        resized = keras.ops.image.resize(
+            images,
+            size,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+            data_format="channels_last",
+        )
+        # Bicubic overshoots beyond the values an image can have.
+        return keras.ops.clip(resized, 0.0, 255.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types; `Preprocessing(**record.to_dict())` is the way back."""
+        return dataclasses.asdict(self)
+
+
+IMAGENET = Preprocessing()
+CIFAR10 = Preprocessing(size=(32, 32), resize_size=None, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+def preprocess_input(images, model):
+    """Turns raw images into the input `model` expects.
+
+    Args:
+        images: Array or tensor of shape `([batch,] height, width, channels)`, values 0..255.
+        model: A model of this package, or a `Preprocessing`.
+
+    Returns:
+        float32 of shape `([batch,] *size, channels)`.
+
+    Raises:
+        ValueError: If the model carries no preprocessing, or the channels do not fit it.
+    """
+    preprocessing = model if isinstance(model, Preprocessing) else model_preprocessing(model)
+    if images.shape[-1] != len(preprocessing.mean):
+        raise ValueError(
+            "The images have another number of channels than the preprocessing. "
+            f"Expected {len(preprocessing.mean)} in the last axis. "
+            f"Received: shape {tuple(images.shape)}"
+        )
+    return preprocessing(images)
+
+
+def model_preprocessing(model) -> Preprocessing:
+    """The record a model carries, or an error that says how to give it one."""
+    preprocessing = getattr(model, "preprocessing", None)
+    if not isinstance(preprocessing, Preprocessing):
+        raise ValueError(
+            f"The model {model.name!r} does not say how its images are preprocessed. "
+            "Expected a `keras_resnet.Preprocessing` in `model.preprocessing`. "
+            f"Received: {preprocessing!r}. Set the attribute, or pass `preprocessing=`."
+        )
+    return preprocessing
+
+
+def decode_predictions(
+    predictions, class_names: Sequence[str], top: int = 5
+) -> list[list[tuple[str, float]]]:
+    """Names the most probable classes.
+
+    Args:
+        predictions: Array of shape `(batch, classes)`.
+        class_names: One name per class.
+        top: How many to name, at most the number of classes.
+
+    Returns:
+        For each image a list of `(name, probability)`, most probable first.
+
+    Raises:
+        ValueError: If the number of names differs from the number of classes.
+    """
+    predictions = np.asarray(predictions)
+    if predictions.ndim != 2 or predictions.shape[1] != len(class_names):
+        raise ValueError(
+            f"The predictions do not fit the names. Expected shape (batch, {len(class_names)}). "
+            f"Received: shape {predictions.shape}"
+        )
+    order = np.argsort(-predictions, axis=1, kind="stable")[:, :top]
+    return [
+        [(class_names[i], float(row[i])) for i in indices]
+        for row, indices in zip(predictions, order)
+    ]
+
+
+def _as_float32(images):
+    if isinstance(images, np.ndarray):
+        return images.astype("float32", copy=False)
+    if type(images).__module__.startswith("tensorflow"):  # also inside tf.data on other backends
+        import tensorflow as tf
+
+        return tf.cast(images, "float32")
+    return keras.ops.cast(images, "float32")
