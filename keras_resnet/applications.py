@@ -5,7 +5,7 @@ from keras_resnet.variants import Variant, cifar_variant, get_variant
 
 _DOCUMENTATION = """{headline}
 
-{reference}. All arguments up to `name` are those of keras.applications, in its order.
+{reference}. Arguments up to `name` are those of keras.applications, in its order.
 
 Args:
     include_top: Whether to end in average pooling and a classifier.
@@ -98,7 +98,7 @@ def _constructor(name: str, variant: Variant):
     return constructor
 
 
-def CifarResNet(depth: int, **arguments) -> ResNet:  # noqa: N802
+def CifarResNet(depth: int, **arguments) -> ResNet:
     """The CIFAR residual network of any depth 6n+2.
 
     Args:
@@ -116,7 +116,7 @@ def CifarResNet(depth: int, **arguments) -> ResNet:  # noqa: N802
     return build(cifar_variant(depth), **arguments)
 
 
-def CifarPlainNet(depth: int, **arguments) -> ResNet:  # noqa: N802
+def CifarPlainNet(depth: int, **arguments) -> ResNet:
     """`CifarResNet` without its shortcuts: the plain twin, with the same parameters."""
     return build(cifar_variant(depth, plain=True), **arguments)
 

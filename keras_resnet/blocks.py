@@ -11,7 +11,7 @@ import dataclasses
 import keras
 from keras import layers
 
-from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
+from keras_resnet.layers import BatchNormalization, StochasticDepth, ZeroPadShortcut
 
 # Those of Caffe and torch (whose momentum=0.1 is 1 - ours); Keras's own are 1e-3 and 0.99.
 BN_EPSILON = 1e-5
@@ -103,7 +103,7 @@ def conv(x, filters, kernel_size, *, strides=1, dilation=1, use_bias=False, name
 
 def batch_norm(x, *, name, zero_gamma=False):
     """Batch normalisation with the constants of the paper's implementation."""
-    return layers.BatchNormalization(
+    return BatchNormalization(
         axis=channel_axis(),
         momentum=BN_MOMENTUM,
         epsilon=BN_EPSILON,

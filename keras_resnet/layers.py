@@ -1,9 +1,55 @@
-"""The few layers that Keras does not have. All are registered, so that models load by themselves."""
+"""The few layers that Keras lacks, all registered, so that saved models load by themselves."""
 
 import keras
 from keras import ops
 
 PACKAGE = "keras_resnet"
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch normalisation, on TensorFlow's fused kernel where there is one.
+
+    The same function, arguments and weights. Keras composes it of elementary operations, in
+    float32 whatever the policy; the kernel is one operation forth and one back. Other backends,
+    ranks, axes and dtypes, masks, synchronisation and renormalisation take Keras's road.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None or not self._is_fusible(inputs):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        training = bool(training and self.trainable)
+        statistics = [self.moving_mean, self.moving_variance]
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=ops.cast(self.gamma, "float32"),
+            offset=ops.cast(self.beta, "float32"),
+            mean=[] if training else ops.convert_to_tensor(statistics[0]),
+            variance=[] if training else ops.convert_to_tensor(statistics[1]),
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        if training:
+            # The kernel returns the sample variance (over n - 1), Keras averages the biased one.
+            count = ops.cast(ops.size(inputs) // inputs.shape[-1], "float32")
+            variance = variance * (ops.maximum(count - 1, 1) / count)
+            for moving, batch in zip(statistics, (mean, variance)):
+                moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+        return outputs
+
+    def _is_fusible(self, inputs):
+        return (
+            keras.backend.backend() == "tensorflow"
+            and len(inputs.shape) == 4
+            and self.axis in (3, -1)
+            and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
+            and self.scale
+            and self.center
+            and not self.renorm
+            and not self.synchronized
+        )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -39,7 +39,7 @@ def count_macs(model, input_shape=None) -> int:
     def counted(layer):
         def call(x, *args, **kwargs):
             if isinstance(layer, keras.Model):
-                return layer._run_through_graph(x, operation_fn=counted)
+                return _graph(layer)._run_through_graph(x, operation_fn=counted)
             y = layer.compute_output_spec(x, *args, **kwargs)
             if isinstance(layer, _COUNTED):
                 counts.append(_positions(layer, y.shape) * math.prod(layer.kernel.shape))
@@ -47,8 +47,13 @@ def count_macs(model, input_shape=None) -> int:
 
         return call
 
-    model._run_through_graph(keras.KerasTensor(shape), operation_fn=counted)
+    _graph(model)._run_through_graph(keras.KerasTensor(shape), operation_fn=counted)
     return sum(counts)
+
+
+def _graph(model):
+    """The Functional model that walks: a `Sequential` holds one."""
+    return getattr(model, "_functional", model)
 
 
 def _positions(layer, output_shape) -> int:

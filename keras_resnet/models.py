@@ -26,8 +26,17 @@ OPTIONS = (
 )
 
 
+def _base_model():
+    """`keras.Model`; on TensorFlow with the training step of `replica_xla`."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.Model
+    from keras_resnet.replica_xla import ReplicaModel
+
+    return ReplicaModel
+
+
 @keras.saving.register_keras_serializable("keras_resnet")
-class ResNet(keras.Model):
+class ResNet(_base_model()):
     """A Functional Keras model that remembers which network it is and how it sees images.
 
     Made by `build` and by the constructors of this package; saves, loads and clones as any
@@ -53,7 +62,7 @@ class ResNet(keras.Model):
 
     @property
     def pyramid_outputs(self) -> dict:
-        """The last feature map of each stage, by its level: `"P2"` is 4 times smaller than the input.
+        """The last feature map of each stage by level: `"P2"` is 4 times smaller than the image.
 
         Returns:
             Keras tensors, e.g. `{"P2": ..., "P3": ..., "P4": ..., "P5": ...}`; levels of a CIFAR
@@ -130,9 +139,8 @@ def build(
         )
     x = _head(x, variant, include_top, pooling, classes or variant.classes, classifier_activation)
 
-    model = ResNet(
-        inputs, x, name or variant.name, variant=variant, preprocessing=variant.preprocessing
-    )
+    preprocessing = _preprocessing(variant, inputs)
+    model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
     if weights is not None:
         model.load_weights(weights)
     return model
@@ -178,13 +186,9 @@ def _check_arguments(include_top, weights, pooling, classes):
             f"weights file to be loaded. Received: weights={weights!r}"
         )
     if pooling not in (None, "avg", "max"):
-        raise ValueError(
-            f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}"
-        )
+        raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
     if include_top and classes is not None and classes < 1:
-        raise ValueError(
-            f"A classifier needs at least one class. Received: classes={classes}"
-        )
+        raise ValueError(f"A classifier needs at least one class. Received: classes={classes}")
 
 
 def _stage_geometry(variant) -> list[tuple[int, int, int]]:
@@ -230,13 +234,33 @@ def _input(variant, include_top, input_tensor, input_shape):
     """The model's inputs, and the tensor that the stem is drawn upon."""
     if input_tensor is not None and keras.utils.is_keras_tensor(input_tensor):
         _check_input_shape(variant, input_tensor.shape[1:])
-        return keras.utils.get_source_inputs(input_tensor), input_tensor
+        sources = keras.utils.get_source_inputs(input_tensor)
+        # A list of one would make Keras warn at every call with a bare array.
+        return (sources[0] if len(sources) == 1 else sources), input_tensor
     if input_shape is None:
         size = variant.preprocessing.size if include_top else (None, None)
         input_shape = _with_channels(size, len(variant.preprocessing.mean))
     _check_input_shape(variant, input_shape)
     inputs = layers.Input(shape=input_shape, tensor=input_tensor, name="image")
     return inputs, inputs
+
+
+def _preprocessing(variant, inputs) -> Preprocessing:
+    """The variant's preprocessing, brought to the model's own input size and channels."""
+    record = variant.preprocessing
+    shape = keras.tree.flatten(inputs)[0].shape[1:]
+    if keras.config.image_data_format() == "channels_first":
+        shape = (*shape[1:], shape[0])
+    *size, channels = shape
+    changes = {}
+    if None not in size and tuple(size) != record.size:
+        ratio = min(size) / min(record.size)
+        changes["size"] = tuple(size)
+        changes["resize_size"] = record.resize_size and round(record.resize_size * ratio)
+    if channels != len(record.mean):  # not RGB: the average colour for each
+        changes["mean"] = (sum(record.mean) / len(record.mean),) * channels
+        changes["std"] = (sum(record.std) / len(record.std),) * channels
+    return dataclasses.replace(record, **changes)
 
 
 def _with_channels(size, channels):

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_resnet.errors import unknown_name
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Over all pixels of the 50,000 training images. The often copied std (0.2023, 0.1994, 0.2010) is
@@ -36,7 +38,8 @@ class Preprocessing:
         channel_order: `"rgb"`, or `"bgr"` for weights that come from Caffe.
 
     Raises:
-        ValueError: If `mean` and `std` differ in length, or a `std` is not positive.
+        ValueError: If `mean` and `std` differ in length, a `std` is not positive, or a name is not
+            known.
 
     Reference: the defaults are those of torchvision's ImageNet weights.
     """
@@ -59,10 +62,9 @@ class Preprocessing:
                 f"Received: mean={self.mean}, std={self.std}"
             )
         if self.channel_order not in ("rgb", "bgr"):
-            raise ValueError(
-                "Unknown `channel_order`. Expected 'rgb' or 'bgr'. "
-                f"Received: {self.channel_order!r}"
-            )
+            raise unknown_name("channel_order", self.channel_order, ("rgb", "bgr"))
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise unknown_name("interpolation", self.interpolation, ("bilinear", "bicubic"))
 
     def normalize(self, images):
         """Scales and centres images that already have the right size.

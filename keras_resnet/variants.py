@@ -148,6 +148,6 @@ def get_variant(name: str) -> Variant:
         return VARIANTS[name]
     for prefix, plain in (("cifar_resnet", False), ("cifar_plainnet", True)):
         depth = str(name).removeprefix(prefix)
-        if depth != name and depth.isdecimal():
+        if depth != str(name) and depth.isdecimal():
             return cifar_variant(int(depth), plain)
     raise unknown_name("variant", name, VARIANTS)

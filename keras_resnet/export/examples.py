@@ -1,0 +1,100 @@
+"""The user's images, from an array or a `tf.data.Dataset`, in one form for all exports."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images in batches, and their classes where they are known.
+
+    Args:
+        batches: Arrays of shape `(batch, height, width, channels)`; sizes may differ from batch to
+            batch.
+        labels: Classes of all images in order, of shape `(images,)`, or `None`.
+    """
+
+    batches: list[np.ndarray]
+    labels: np.ndarray | None = None
+
+    def __len__(self):
+        return sum(map(len, self.batches))
+
+    def images(self):
+        """One image at a time, of shape `(1, height, width, channels)`."""
+        for batch in self.batches:
+            for start in range(len(batch)):
+                yield batch[start : start + 1]
+
+
+def read_examples(
+    data: Any, labels: Any = None, *, shape, argument: str, limit: int | None = None
+) -> Examples:
+    """Reads images into memory and checks them.
+
+    Args:
+        data: Array of images, or an iterable (`tf.data.Dataset`, generator, list) of batches `x`
+            or `(x, y)`; single images count as batches of one.
+        labels: Classes `(images,)`, or one-hot `(images, classes)`. Default: the `y` of `data`.
+        shape: `(height, width, channels)` that is expected; `None` where any size will do.
+        argument: Name of the argument `data` came in, for the error.
+        limit: Reading stops after this many images: datasets may repeat for ever.
+
+    Raises:
+        ValueError: If there is no image, a shape does not fit, or labels are missing for some.
+    """
+    batches, seen, count = [], [], 0
+    for images, classes in _pairs(data):
+        images = np.asarray(images)
+        if images.ndim == 3:
+            images, classes = images[np.newaxis], None if classes is None else [classes]
+        images = images[: None if limit is None else limit - count]
+        _check_shape(images, shape, argument)
+        batches.append(images)
+        seen.append(classes)
+        count += len(images)
+        if limit is not None and count >= limit:
+            break
+    if not count:
+        raise ValueError(
+            f"There is no image in `{argument}`. Expected an array of images, or batches of them. "
+            f"Received: {type(data).__name__} without images"
+        )
+    if labels is None and limit is None and all(classes is not None for classes in seen):
+        labels = np.concatenate([np.asarray(classes) for classes in seen])
+    return Examples(batches, None if labels is None else _classes(labels, count))
+
+
+def _pairs(data):
+    if hasattr(data, "shape"):
+        data = np.asarray(data)
+        return [(data[start : start + BATCH], None) for start in range(0, len(data), BATCH)]
+    return (batch[:2] if isinstance(batch, tuple) else (batch, None) for batch in data)
+
+
+def _check_shape(images, shape, argument):
+    fits = images.ndim == 4 and all(
+        side in (None, received) for side, received in zip(shape, images.shape[1:])
+    )
+    if not fits:
+        expected = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(
+            f"The images of `{argument}` do not fit the model. "
+            f"Expected shape (batch, {expected}). Received: shape {images.shape}"
+        )
+
+
+def _classes(labels, count):
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        labels = labels.argmax(axis=1) if labels.shape[1] > 1 else labels[:, 0]
+    if labels.shape != (count,):
+        raise ValueError(
+            "The labels do not fit the examples. Expected one class per image, "
+            f"shape ({count},). Received: shape {labels.shape}"
+        )
+    return labels

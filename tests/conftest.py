@@ -1,0 +1,31 @@
+"""What the tests share: quiet TensorFlow, seeds, and the real CIFAR-10 where it is present."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Skips the tests on the real CIFAR-10 where it is not, and says how to get them to run."""
+    data_dir = os.environ.get("TFDS_DATA_DIR", "")
+    if data_dir and (pathlib.Path(data_dir) / "cifar10").is_dir():
+        return
+    reason = "needs the real CIFAR-10: set TFDS_DATA_DIR to a directory with a prepared cifar10"
+    for item in items:
+        if item.get_closest_marker("cifar10"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_clean():
+    """Every test starts from the same seed and leaves Keras's global settings as they were."""
+    keras.utils.set_random_seed(0)
+    policy = keras.config.dtype_policy()
+    data_format = keras.config.image_data_format()
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_image_data_format(data_format)

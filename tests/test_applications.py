@@ -1,0 +1,213 @@
+"""The public constructors: the contract of keras.applications, and what they refuse."""
+
+import inspect
+import pydoc
+
+import keras
+import pytest
+from structure import build_unallocated
+
+import keras_resnet
+from keras_resnet.variants import VARIANTS
+
+CONSTRUCTORS = {
+    name: getattr(keras_resnet, name)
+    for name in keras_resnet.__all__
+    if name.lower().replace("cifar", "cifar_") in VARIANTS
+}
+
+# He et al. 2015; trainable parameters with shortcuts A, B and C. Those of resnet50 and resnet152
+# with B are the integers that torchvision prints.
+IMAGENET_COUNTS = {
+    "resnet18": (11_515_688, 11_689_512, 12_043_816),
+    "resnet34": (21_623_848, 21_797_672, 22_716_840),
+    "resnet50": (22_780_456, 25_557_032, 40_128_552),
+    "resnet101": (41_772_584, 44_549_160, 76_981_288),
+    "resnet152": (57_416_232, 60_192_808, 107_335_720),
+}
+# Moving statistics of batch normalisation with B.
+IMAGENET_STATISTICS = {
+    "resnet18": 9_600,
+    "resnet34": 17_024,
+    "resnet50": 53_120,
+    "resnet101": 105_344,
+    "resnet152": 151_424,
+}
+CIFAR_COUNTS = {
+    20: (269_722, 272_474, 283_962, 271_098),
+    32: (464_154, 466_906, 489_594, 466_426),
+    44: (658_586, 661_338, 695_226, 661_754),
+    56: (853_018, 855_770, 900_858, 857_082),
+    110: (1_727_962, 1_730_714, 1_826_202, 1_736_058),
+    1202: (19_421_274, 19_424_026, 20_538_714, 19_510_906),
+}
+OPTIONS = ("zero_padding", "projection", "projection_all")
+
+
+def trainable(model):
+    return sum(weight.shape.num_elements() for weight in model.trainable_weights)
+
+
+@pytest.mark.parametrize("name", IMAGENET_COUNTS)
+def test_imagenet_parameter_counts(name):
+    models = [build_unallocated(name, shortcut=option) for option in OPTIONS]
+    assert tuple(trainable(model) for model in models) == IMAGENET_COUNTS[name]
+    total = IMAGENET_COUNTS[name][1] + IMAGENET_STATISTICS[name]
+    assert build_unallocated(name).count_params() == models[1].count_params() == total
+
+
+@pytest.mark.parametrize("name", ["18", "34"])
+def test_plain_networks_have_the_parameters_of_option_a(name):
+    plain = build_unallocated(f"plainnet{name}")
+    assert trainable(plain) == IMAGENET_COUNTS[f"resnet{name}"][0]
+
+
+def test_totals_of_keras_applications_come_out_with_conv_bias():
+    """Its table of parameters; it keeps the biases."""
+    assert build_unallocated("resnet50", conv_bias=True).count_params() == 25_636_712
+
+
+@pytest.mark.parametrize("depth", CIFAR_COUNTS)
+def test_cifar_parameter_counts(depth):
+    *expected, total = CIFAR_COUNTS[depth]
+    n = (depth - 2) // 6
+    a = 97_216 * n - 21_926
+    assert expected == [a, a + 2_752, a + 5_600 * n - 2_560]
+    assert total == a + 448 * n + 32
+    model = build_unallocated(f"cifar_resnet{depth}")
+    assert (trainable(model), model.count_params()) == (a, total)
+    if depth == 1202:  # the same builder; its other options would take minutes
+        return
+    for option, count in zip(OPTIONS, expected):
+        assert trainable(build_unallocated(f"cifar_resnet{depth}", shortcut=option)) == count
+    plain = build_unallocated(f"cifar_plainnet{depth}")
+    assert (trainable(plain), plain.count_params()) == (a, total)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_signature_is_that_of_keras_applications(name):
+    theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
+    parameters = inspect.signature(CONSTRUCTORS[name]).parameters
+    assert list(parameters)[: len(theirs)] == theirs
+    for position, parameter in enumerate(parameters.values()):
+        expected = "POSITIONAL_OR_KEYWORD" if position < len(theirs) else "KEYWORD_ONLY"
+        assert parameter.kind.name == expected
+    assert parameters["weights"].default is None
+
+
+def test_every_named_network_has_a_constructor_and_builds_its_row():
+    assert len(CONSTRUCTORS) == len(VARIANTS) == 18
+    model = keras_resnet.CifarPlainNet32()
+    assert model.variant == VARIANTS["cifar_plainnet32"] and model.name == "cifar_plainnet32"
+    assert keras_resnet.CifarResNet(depth=14).variant.blocks == (2, 2, 2)
+    assert keras_resnet.CifarPlainNet(8, classes=3).output_shape == (None, 3)
+
+
+def test_positional_arguments_go_where_those_of_keras_applications_go():
+    model = keras_resnet.CifarResNet20(False, None, None, (16, 16, 1), "max", 7, None, "mine")
+    assert (model.input_shape, model.output_shape) == ((None, 16, 16, 1), (None, 64))
+    assert model.name == "mine"
+
+
+@pytest.mark.parametrize("name", [*CONSTRUCTORS, "CifarResNet", "CifarPlainNet", "build"])
+def test_help_reads_well(name):
+    text = pydoc.plain(pydoc.render_doc(getattr(keras_resnet, name)))
+    assert f"{name}(" in text.splitlines()[2]
+    assert not {"{headline}", "{reference}", "{constructor}"} & set(text.split())
+    assert "{" not in text and "}" not in text
+    assert max(map(len, inspect.getdoc(getattr(keras_resnet, name)).splitlines())) <= 100
+    if name in CONSTRUCTORS:
+        parameters = inspect.signature(CONSTRUCTORS[name]).parameters
+        assert all(f"    {parameter}: " in text for parameter in parameters)
+        assert f"keras_resnet.{name}(" in text and "Returns:" in text and "Raises:" in text
+
+
+def test_help_of_resnet34_says_what_it_is():
+    text = inspect.getdoc(keras_resnet.ResNet34)
+    assert text.startswith("The 34-layer residual network for ImageNet.\n")
+    assert "(224, 224, 3)" in text and "32 (default), 16 or 8" in text
+
+
+REFUSED = [
+    (
+        {"weights": "imagenet"},
+        "The `weights` argument should be `None` (random initialization) or the path to the "
+        "weights file to be loaded. Received: weights='imagenet'",
+    ),
+    (
+        {"input_shape": (16, 40, 3)},
+        "Input size must be at least 17x17, or the last stage of resnet18 sees a single pixel. "
+        "Received: input_shape=(16, 40, 3)",
+    ),
+    (
+        {"input_shape": (224, 224)},
+        "`input_shape` must be a tuple of three integers. Received: input_shape=(224, 224)",
+    ),
+    (
+        {"input_shape": (224, 224, None)},
+        "The number of input channels must be known. Expected it on axis 2 of `input_shape` "
+        "(channels_last). Received: input_shape=(224, 224, None)",
+    ),
+    (
+        {"include_top": False, "pooling": "mean"},
+        "Unknown `pooling`. Expected None, 'avg' or 'max'. Received: 'mean'",
+    ),
+    ({"classes": 0}, "A classifier needs at least one class. Received: classes=0"),
+    (
+        {"shortcut": "projektion"},
+        "Unknown shortcut. Expected one of zero_padding, projection, projection_all, none. "
+        "Received: 'projektion'. Did you mean 'projection'?",
+    ),
+    (
+        {"activation_order": "pre_activation"},
+        "Unknown activation_order. Expected one of original, bn_after_addition, "
+        "relu_before_addition, relu_pre_activation, full_pre_activation. "
+        "Received: 'pre_activation'. Did you mean 'relu_pre_activation'?",
+    ),
+    (
+        {"output_stride": 4},
+        "resnet18 cannot have this output stride. Expected one of 32, 16, 8. "
+        "Received: output_stride=4",
+    ),
+    (
+        {"survival_probability": 0},
+        "A survival probability lies in (0, 1]. Received: survival_probability=0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[next(iter(r[0])) for r in REFUSED])
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError) as error:
+        keras_resnet.ResNet18(**arguments)
+    assert str(error.value) == message
+
+
+def test_too_small_an_input_tensor_is_refused():
+    with pytest.raises(ValueError, match="at least 3x3, or the last stage of cifar_resnet20 sees"):
+        keras_resnet.CifarResNet20(input_tensor=keras.Input((2, 2, 3)))
+
+
+def test_images_of_other_channels_than_the_model_has_are_refused():
+    model = keras_resnet.CifarResNet(8, input_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match=r"expected shape=\(None, 8, 8, 3\)"):
+        model(keras.ops.zeros((1, 8, 8, 4)))
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError) as error:
+        keras_resnet.build("resnet18", shortcuts="projection")
+    assert str(error.value) == (
+        "Unknown option. Expected one of shortcut, activation_order, stride_in_1x1, "
+        "output_stride, survival_probability, zero_init_residual, conv_bias. "
+        "Received: 'shortcuts'. Did you mean 'shortcut'?"
+    )
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shortcuts'"):
+        keras_resnet.ResNet18(shortcuts="projection")
+
+
+def test_nothing_is_built_when_an_argument_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.layers.Layer, "__call__", lambda *args, **kwargs: pytest.fail())
+    for arguments, _ in REFUSED:
+        with pytest.raises(ValueError):  # noqa: PT011 (the texts are tested above)
+            keras_resnet.ResNet18(**arguments)

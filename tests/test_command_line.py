@@ -1,0 +1,159 @@
+"""`python -m training`, as a user types it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def training(*arguments, cwd):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(CHECKOUT),
+        "COLUMNS": "200",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run on two replicas in the default directory."""
+    folder = tmp_path_factory.mktemp("user")
+    answer = training(
+        "train", "digits-resnet20", "--epochs", "2", "--replicas", "2", "--seed", "7", cwd=folder
+    )
+    assert answer.returncode == 0, answer.stderr
+    return folder, answer.stdout
+
+
+def test_help_names_every_command():
+    answer = training("--help", cwd=CHECKOUT)
+    assert answer.returncode == 0
+    for command in ("train", "evaluate", "export", "list", "demo"):
+        assert f" {command} " in answer.stdout
+
+
+def test_help_needs_no_tensorflow():
+    program = (
+        "import sys, training.__main__ as main\n"
+        "sys.argv = ['training', 'train', '--help']\n"
+        "try: main.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True)
+
+
+def test_list_shows_networks_and_recipes():
+    answer = training("list", cwd=CHECKOUT)
+    assert answer.returncode == 0, answer.stderr
+    for name in ("resnet152", "cifar_plainnet56", "cifar10-resnet110", "32,000, 48,000"):
+        assert name in answer.stdout
+
+
+def test_training_prints_its_results_and_what_to_do_next(trained):
+    folder, output = trained
+    run = folder / "runs" / "digits-resnet20-seed7"
+    record = json.loads((run / "record.json").read_text())
+    assert (record["seed"], record["replicas"], record["recipe"]["steps"]) == (7, 2, 40)
+    assert f"{record['results']['test']['top1']:.2%}" in output
+    assert "python -m training evaluate runs/digits-resnet20-seed7" in output
+    assert (
+        "python -m training export runs/digits-resnet20-seed7 "
+        "--output saved_models/digits-resnet20-seed7"
+    ) in output
+    assert Image.open(run / "curves.png").width > 1000
+
+
+def test_evaluate_repeats_the_score(trained):
+    folder, _ = trained
+    run = folder / "runs" / "digits-resnet20-seed7"
+    answer = training("evaluate", "runs/digits-resnet20-seed7", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    top1 = json.loads((run / "record.json").read_text())["results"]["test"]["top1"]
+    assert f"{top1:.2%}" in answer.stdout
+
+
+def test_export_proves_every_file(trained):
+    folder, _ = trained
+    answer = training(
+        "export", "runs/digits-resnet20-seed7", "--output", "saved_models/digits", cwd=folder
+    )
+    assert answer.returncode == 0, answer.stderr
+    output = folder / "saved_models" / "digits"
+    assert {path.name for path in output.iterdir()} == {
+        "model.tflite",
+        "model_int8.tflite",
+        "record.json",
+        "saved_model",
+    }
+    record = json.loads((output / "record.json").read_text())
+    formats = [export["format"] for export in record["exports"]]
+    assert formats == ["saved_model", "tflite", "tflite_int8"]
+    for export in record["exports"]:
+        assert export["format"] in answer.stdout
+        assert export["examples"] == 360
+    exact = [export for export in record["exports"] if export["format"] != "tflite_int8"]
+    assert all(export["top1_agreement"] == 1.0 for export in exact)
+    assert record["run"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("train", "digits-resnet21"),
+            "Did you mean 'digits-resnet20'?",
+        ),
+        (
+            ("train", "digits-resnet20", "--replicas", "2", "--batch-size", "63"),
+            "Error: 2 replicas cannot share the batch evenly. Expected a batch size that is a "
+            "multiple of 2. Received: batch_size=63. Use 62 or 64.",
+        ),
+        (
+            ("evaluate", "runs/nothing"),
+            "Error: There is no run. Expected a directory with a record.json, as `train` makes "
+            "it. Received: 'runs/nothing'",
+        ),
+    ],
+    ids=["recipe", "replicas", "run"],
+)
+def test_mistakes_end_in_one_message(tmp_path, arguments, message):
+    answer = training(*arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.strip().endswith(message)
+    assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_does_not_replace_the_first(trained):
+    folder, _ = trained
+    answer = training("train", "digits-resnet20", "--steps", "1", "--seed", "7", cwd=folder)
+    assert answer.returncode == 2
+    assert "The run directory already holds another run." in answer.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_twice(tmp_path):
+    for _ in range(2):
+        answer = training("demo", cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+    output = tmp_path / "saved_models" / "demo"
+    for picture in ("curves.png", "predictions.png"):
+        assert Image.open(output / picture).width > 1000
+    record = json.loads((output / "record.json").read_text())
+    assert record["run"]["results"]["test"]["top1"] >= 0.98

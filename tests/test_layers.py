@@ -1,0 +1,112 @@
+"""The package's own layers against NumPy and the papers."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
+
+
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("size", [(6, 6), (7, 5)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_zero_pad_shortcut_keeps_every_nth_pixel_and_appends_zeros(strides, size, data_format):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype("float32")
+    kept = x[:, ::strides, ::strides]
+    expected = np.concatenate([kept, np.zeros((*kept.shape[:3], 5), "float32")], axis=-1)
+    if data_format == "channels_first":
+        x, expected = np.moveaxis(x, -1, 1), np.moveaxis(expected, -1, 1)
+    layer = ZeroPadShortcut(8, strides, data_format=data_format)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x)), expected)
+    assert layer.compute_output_shape(x.shape) == expected.shape
+    assert not layer.weights
+
+
+def test_zero_pad_shortcut_of_open_sizes():
+    last = ZeroPadShortcut(8, 2, data_format="channels_last")
+    assert last.compute_output_shape((None, None, 7, 3)) == (None, None, 4, 8)
+    first = ZeroPadShortcut(8, 2, data_format="channels_first")
+    assert first.compute_output_shape((None, 3, 7, None)) == (None, 8, 4, None)
+
+
+def test_zero_pad_shortcut_follows_keras_s_data_format():
+    keras.config.set_image_data_format("channels_first")
+    assert ZeroPadShortcut(8)(np.zeros((1, 3, 4, 5))).shape == (1, 8, 4, 5)
+
+
+def test_zero_pad_shortcut_cannot_drop_channels():
+    with pytest.raises(ValueError) as error:
+        ZeroPadShortcut(4).compute_output_shape((1, 8, 8, 6))
+    assert str(error.value) == (
+        "A zero-padded shortcut cannot reduce channels. Expected at most 4 input channels. "
+        "Received: 6."
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ZeroPadShortcut(8, 2, data_format="channels_first", name="pad"),
+        StochasticDepth(0.7, per_image=True, seed=3, name="drop", dtype="mixed_bfloat16"),
+    ],
+)
+def test_layers_come_back_from_their_config(layer):
+    config = keras.saving.serialize_keras_object(layer)
+    assert config["registered_name"].startswith("keras_resnet>")
+    assert keras.saving.deserialize_keras_object(config).get_config() == layer.get_config()
+
+
+def draws(layer, batch, times):
+    """What `layer` makes of ones, `times` in a row: shape (times, batch)."""
+    ones = np.ones((batch, 2, 2, 1), "float32")
+    outputs = np.array(
+        [keras.ops.convert_to_numpy(layer(ones, training=True)) for _ in range(times)]
+    )
+    assert set(np.unique(outputs)) <= {0.0, 1.0}  # not scaled in training
+    assert np.all(outputs == outputs[..., :1, :1, :])  # whole images
+    return outputs[..., 0, 0, 0]
+
+
+def test_stochastic_depth_draws_once_per_batch():
+    kept = draws(StochasticDepth(0.7, seed=1), batch=4, times=500)
+    assert np.all(kept == kept[:, :1])
+    assert abs(kept[:, 0].mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / 500)
+
+
+def test_stochastic_depth_draws_per_image():
+    kept = draws(StochasticDepth(0.7, per_image=True, seed=1), batch=1000, times=2)
+    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / 2000)
+    assert np.any(kept[0] != kept[1])
+
+
+def test_stochastic_depth_scales_at_inference():
+    x = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype("float32")
+    y = StochasticDepth(0.25)(x, training=False)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), 0.25 * x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(StochasticDepth(0.25)(x)), 0.25 * x)
+
+
+def test_stochastic_depth_repeats_with_its_seed():
+    one, two = (draws(StochasticDepth(0.5, seed=7), batch=1, times=40) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_stochastic_depth_of_1_keeps_everything():
+    assert np.all(draws(StochasticDepth(1.0), batch=1, times=50) == 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_stochastic_depth_keeps_the_dtype(dtype):
+    layer = StochasticDepth(0.5, dtype=dtype)
+    for training in (False, True):
+        y = layer(keras.ops.ones((1, 2, 2, 1), dtype), training=training)
+        assert keras.backend.standardize_dtype(y.dtype) == dtype
+
+
+@pytest.mark.parametrize("probability", [0, -0.1, 1.5])
+def test_impossible_survival_probability(probability):
+    with pytest.raises(ValueError) as error:
+        StochasticDepth(probability)
+    assert str(error.value) == (
+        f"A survival probability lies in (0, 1]. Received: survival_probability={probability}"
+    )

@@ -1,0 +1,252 @@
+"""Preprocessing against NumPy in float64 and against Pillow; the words of its errors."""
+
+import json
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from keras_resnet.preprocessing import (
+    CIFAR10,
+    IMAGENET,
+    Preprocessing,
+    decode_predictions,
+    preprocess_input,
+)
+
+PIL_FILTERS = {
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+}
+
+
+def photo(height, width, channels=3):
+    """A picture with smooth areas, edges and fine grain, uint8."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    rng = np.random.default_rng(height * width)
+    planes = [
+        128 + 90 * np.sin(9 * x + 5 * y + c) * np.cos(7 * y - c) + 30 * (x + y > 0.8)
+        for c in range(channels)
+    ]
+    image = np.stack(planes, axis=-1) + rng.normal(0, 8, (height, width, channels))
+    return image.clip(0, 255).astype("uint8")
+
+
+def pil_resize(image, size, interpolation):
+    """Pillow's resize of every channel, in its 32-bit float mode."""
+    height, width = size
+    planes = [
+        PIL.Image.fromarray(image[..., c].astype("float32")).resize(
+            (width, height), PIL_FILTERS[interpolation]
+        )
+        for c in range(image.shape[-1])
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 255)
+
+
+# Normalisation
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float64"])
+def test_normalize_against_float64(channel_order, dtype):
+    images = photo(9, 7).astype(dtype)[np.newaxis]
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    record = Preprocessing(mean=mean, std=std, channel_order=channel_order)
+    channels = images.astype("float64") / 255
+    if channel_order == "bgr":
+        channels = channels[..., [2, 1, 0]]
+    result = np.asarray(record.normalize(images))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, (channels - mean) / std, atol=2e-6)
+
+
+def test_imagenet_black_and_white_are_those_of_torchvision():
+    # (0 - 0.485) / 0.229 and (1 - 0.485) / 0.229, and so on for green and blue.
+    extremes = np.stack([np.zeros((1, 1, 3)), np.full((1, 1, 3), 255)])
+    black, white = np.asarray(IMAGENET.normalize(extremes)).reshape(2, 3)
+    np.testing.assert_allclose(black, [-2.1179, -2.0357, -1.8044], atol=1e-4)
+    np.testing.assert_allclose(white, [2.2489, 2.4286, 2.6400], atol=1e-4)
+
+
+def test_caffe_subtracts_the_mean_in_bgr():
+    caffe = Preprocessing(
+        scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0), channel_order="bgr"
+    )
+    images = photo(5, 6)[np.newaxis]
+    expected = keras.applications.imagenet_utils.preprocess_input(
+        images.astype("float32"), mode="caffe", data_format="channels_last"
+    )
+    np.testing.assert_allclose(np.asarray(caffe.normalize(images)), expected, atol=1e-4)
+
+
+def test_greyscale():
+    grey = Preprocessing(size=(8, 8), resize_size=None, mean=(0.5,), std=(0.5,))
+    result = np.asarray(preprocess_input(photo(8, 8, 1)[np.newaxis], grey))
+    assert result.shape == (1, 8, 8, 1)
+    np.testing.assert_allclose(result[0], photo(8, 8, 1) / 127.5 - 1, atol=1e-6)
+
+
+# Resizing
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("given", [(333, 500), (500, 333), (97, 131), (64, 200)])
+def test_direct_resize_against_pillow(given, interpolation):
+    record = Preprocessing(size=(64, 48), resize_size=None, interpolation=interpolation)
+    image = photo(*given)
+    result = np.asarray(record.resize(image[np.newaxis]))[0]
+    # Within one of 255 levels; bicubic: the two libraries take -0.5 for the same kernel constant.
+    assert np.abs(result - pil_resize(image, (64, 48), interpolation)).max() < 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_enlarging_bilinear_against_pillow(interpolation):
+    record = Preprocessing(size=(40, 50), resize_size=None, interpolation=interpolation)
+    image = photo(17, 23)
+    result = np.asarray(record.resize(image[np.newaxis]))[0]
+    assert np.abs(result - pil_resize(image, (40, 50), interpolation))[4:-4, 4:-4].max() < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "resized"),
+    [((333, 500), (256, 384)), ((500, 333), (384, 256)), ((301, 257), (300, 256))],
+)
+def test_shorter_side_then_centre_crop(given, resized):
+    image = photo(*given)
+    result = np.asarray(IMAGENET.resize(image[np.newaxis]))[0]
+    top, left = (resized[0] - 224) // 2, (resized[1] - 224) // 2
+    expected = pil_resize(image, resized, "bilinear")[top : top + 224, left : left + 224]
+    assert result.shape == (224, 224, 3)
+    assert np.abs(result - expected).max() < 1
+
+
+def test_without_antialias_shrinking_skips_pixels():
+    stripes = np.zeros((1, 64, 64, 1), "uint8")
+    stripes[:, :, ::4] = 255
+    options = {"size": (16, 16), "resize_size": None, "mean": (0.0,), "std": (1.0,)}
+    averaged = np.asarray(Preprocessing(**options).resize(stripes))
+    sampled = np.asarray(Preprocessing(**options, antialias=False).resize(stripes))
+    np.testing.assert_allclose(averaged[:, :, 2:-2], 255 / 4, atol=20)
+    assert sampled[:, :, 2:-2].max() == 0
+
+
+def test_fitting_images_keep_their_values():
+    images = photo(32, 32)[np.newaxis]
+    np.testing.assert_array_equal(np.asarray(CIFAR10.resize(images)), images)
+
+
+def test_bicubic_stays_within_what_an_image_can_be():
+    edge = np.zeros((1, 20, 20, 3), "uint8")
+    edge[:, :, 10:] = 255
+    record = Preprocessing(size=(33, 33), resize_size=None, interpolation="bicubic")
+    result = np.asarray(record.resize(edge))
+    assert result.min() == 0
+    assert result.max() == 255
+
+
+def test_crop_larger_than_the_shorter_side_still_fits():
+    record = Preprocessing(size=(64, 64), resize_size=32)
+    assert record(photo(50, 70)[np.newaxis]).shape == (1, 64, 64, 3)
+
+
+def test_single_image_and_batch_agree():
+    image = photo(90, 61)
+    single, batch = IMAGENET(image), IMAGENET(image[np.newaxis])
+    np.testing.assert_allclose(np.asarray(single), np.asarray(batch)[0], atol=1e-6)
+
+
+def test_inside_a_tf_data_pipeline():
+    image = photo(40, 40)
+    dataset = tf.data.Dataset.from_tensors(image).map(CIFAR10)
+    assert dataset.element_spec.shape == (32, 32, 3)
+    np.testing.assert_allclose(next(iter(dataset)), np.asarray(CIFAR10(image)), atol=1e-5)
+
+
+# The record
+
+
+@pytest.mark.parametrize("record", [IMAGENET, CIFAR10, Preprocessing(channel_order="bgr")])
+def test_the_way_through_json_and_back(record):
+    assert Preprocessing(**json.loads(json.dumps(record.to_dict()))) == record
+
+
+def test_preprocess_input_takes_a_model():
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, inputs, name="net")
+    with pytest.raises(ValueError, match="preprocessed") as error:
+        preprocess_input(photo(32, 32), model)
+    assert str(error.value) == (
+        "The model 'net' does not say how its images are preprocessed. Expected a "
+        "`keras_resnet.Preprocessing` in `model.preprocessing`. Received: None. Set the "
+        "attribute, or pass `preprocessing=`."
+    )
+    model.preprocessing = CIFAR10
+    expected = CIFAR10.normalize(photo(32, 32))
+    np.testing.assert_array_equal(preprocess_input(photo(32, 32), model), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"mean": (0.5,)},
+            "`mean` and `std` need one value per channel, and every std must be positive. "
+            "Received: mean=(0.5,), std=(0.229, 0.224, 0.225)",
+        ),
+        (
+            {"mean": (0.5,), "std": (0.0,)},
+            "`mean` and `std` need one value per channel, and every std must be positive. "
+            "Received: mean=(0.5,), std=(0.0,)",
+        ),
+        (
+            {"channel_order": "gbr"},
+            "Unknown `channel_order`. Expected 'rgb' or 'bgr'. Received: 'gbr'",
+        ),
+    ],
+)
+def test_impossible_records(options, message):
+    with pytest.raises(ValueError, match="Received") as error:
+        Preprocessing(**options)
+    assert str(error.value) == message
+
+
+def test_wrong_channels():
+    with pytest.raises(ValueError, match="channels") as error:
+        preprocess_input(photo(32, 32, 1), CIFAR10)
+    assert str(error.value) == (
+        "The images have another number of channels than the preprocessing. Expected 3 in the "
+        "last axis. Received: shape (32, 32, 1)"
+    )
+
+
+# Names
+
+
+def test_decode_predictions():
+    predictions = np.array([[0.1, 0.7, 0.2], [0.5, 0.0, 0.5]])
+    assert decode_predictions(predictions, ["ant", "bee", "cat"], top=2) == [
+        [("bee", 0.7), ("cat", 0.2)],
+        [("ant", 0.5), ("cat", 0.5)],
+    ]
+    assert len(decode_predictions(predictions, ["ant", "bee", "cat"])[0]) == 3
+
+
+def test_decode_predictions_agrees_with_tensorflow():
+    predictions = np.random.default_rng(0).random((4, 20))
+    names = [f"class{index}" for index in range(20)]
+    values, indices = tf.math.top_k(predictions, 5)
+    for row, row_values, row_indices in zip(
+        decode_predictions(predictions, names), values.numpy(), indices.numpy()
+    ):
+        assert row == [(names[i], v) for i, v in zip(row_indices, row_values)]
+
+
+def test_names_must_fit():
+    with pytest.raises(ValueError, match="names") as error:
+        decode_predictions(np.zeros((2, 3)), ["ant", "bee"])
+    assert str(error.value) == (
+        "The predictions do not fit the names. Expected shape (batch, 2). Received: shape (2, 3)"
+    )

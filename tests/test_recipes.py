@@ -1,0 +1,86 @@
+"""The table of recipes against the paper, and what shortens a recipe."""
+
+import dataclasses
+import json
+
+import pytest
+
+import keras_resnet
+from training.recipes import RECIPES, Recipe, get_recipe
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-")])
+def test_cifar10_recipes_are_those_of_the_paper(name):
+    """Section 4.2: batch 128, 0.1 divided at 32k and 48k of 64k, decay 1e-4, momentum 0.9."""
+    recipe = get_recipe(name)
+    assert (recipe.batch_size, recipe.steps) == (128, 64_000)
+    assert (recipe.learning_rate, recipe.decay_factor) == (0.1, 0.1)
+    assert recipe.milestones == (32_000, 48_000)
+    assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 1e-4)
+    assert recipe.augmentation == "pad_crop_flip"
+    assert (recipe.warmup_steps, recipe.warmup_learning_rate) == (
+        400 if name == "cifar10-resnet110" else 0,
+        0.01,
+    )
+
+
+def test_the_table_has_the_networks_of_the_paper():
+    depths = {name.removeprefix("cifar10-") for name in RECIPES if name.startswith("cifar10-")}
+    assert depths == {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)} | {
+        f"plainnet{depth}" for depth in (20, 32, 44, 56)
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+def test_every_recipe_names_a_network_and_its_source(recipe):
+    assert recipe.variant in keras_resnet.list_variants()
+    assert recipe.reference
+    assert RECIPES[recipe.name] is recipe
+
+
+def test_scaling_moves_milestones_and_warm_up():
+    recipe = get_recipe("cifar10-resnet110").scaled(steps=640)
+    assert (recipe.steps, recipe.milestones, recipe.warmup_steps) == (640, (320, 480), 4)
+    assert recipe.learning_rate == 0.1
+
+
+def test_another_batch_size_sees_as_many_images():
+    recipe = get_recipe("cifar10-resnet20").with_batch_size(64)
+    assert (recipe.steps, recipe.milestones) == (128_000, (64_000, 96_000))
+    assert (recipe.learning_rate, recipe.batch_size) == (0.1, 64)
+
+
+def test_one_step_is_a_run():
+    assert get_recipe("cifar10-resnet110").scaled(steps=1).steps == 1
+
+
+def test_a_recipe_survives_json():
+    recipe = get_recipe("cifar10-resnet110")
+    assert Recipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(ValueError, match="Unknown recipe") as error:
+        get_recipe("cifar10_resnet20")
+    assert str(error.value) == (
+        f"Unknown recipe. Expected one of {', '.join(RECIPES)}. Received: 'cifar10_resnet20'. "
+        "Did you mean 'cifar10-resnet20'?"
+    )
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="one step") as error:
+        get_recipe("cifar10-resnet20").scaled(steps=0)
+    assert str(error.value) == (
+        "A run needs at least one step of at least one image. Expected `steps` >= 1. "
+        "Received: steps=0."
+    )
+
+
+def test_a_schedule_out_of_order_is_refused():
+    with pytest.raises(ValueError, match="out of order") as error:
+        dataclasses.replace(get_recipe("cifar10-resnet20"), milestones=(48_000, 32_000))
+    assert str(error.value) == (
+        "The learning-rate schedule is out of order. Expected 0 <= warmup_steps <= milestones <= "
+        "steps. Received: warmup_steps=0, milestones=(48000, 32000), steps=64000."
+    )

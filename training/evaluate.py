@@ -1,0 +1,176 @@
+"""How good a model is on one split, every image counted exactly once."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet.errors import unknown_name
+from training import datasets, pipeline, records
+from training.strategy import check_batch_size, make_strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model got right on a split.
+
+    Args:
+        count: Number of images.
+        top1: Fraction of images whose most probable class is the label.
+        top5: Fraction of images whose label is among the five most probable classes; `None` for
+            five classes or fewer.
+        cross_entropy: Mean of -log(probability of the label), in nats.
+        confusion: Integers of shape `(classes, classes)`: images by label (row) and by most
+            probable class (column).
+    """
+
+    count: int
+    top1: float
+    top5: float | None
+    cross_entropy: float
+    confusion: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evaluation as plain JSON types."""
+        return dataclasses.asdict(self) | {"confusion": self.confusion.tolist()}
+
+
+def evaluate(model: keras.Model, split, *, batch_size: int = 250, preprocessing) -> Evaluation:
+    """Scores every image of a split once, under any number of replicas.
+
+    Args:
+        model: A classifier that gives probabilities.
+        split: One of `Dataset.splits`.
+        batch_size: Images per step over all replicas; changes the speed only.
+        preprocessing: The `Preprocessing` the model expects.
+
+    Returns:
+        The evaluation.
+    """
+    batches = pipeline.evaluation_batches(split, batch_size=batch_size, preprocessing=preprocessing)
+    probabilities = model.predict(batches, verbose=0)
+    labels, weights = map(
+        np.concatenate, zip(*batches.map(_labels_and_weights).as_numpy_iterator())
+    )
+    images = weights > 0  # the rest fills up the last batch
+    return score(probabilities[images], labels[images])
+
+
+def score(probabilities, labels) -> Evaluation:
+    """Compares probabilities with labels, in float64.
+
+    Args:
+        probabilities: Array of shape `(images, classes)`.
+        labels: Integers of shape `(images,)`.
+
+    Returns:
+        The evaluation.
+    """
+    probabilities = np.asarray(probabilities, "float64")
+    labels = np.asarray(labels)
+    count, classes = probabilities.shape
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    hits = order == labels[:, None]
+    of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    smallest = np.finfo("float32").tiny  # a float32 softmax may round to 0
+    return Evaluation(
+        count=count,
+        top1=float(hits[:, 0].mean()),
+        top5=float(hits[:, :5].any(axis=1).mean()) if classes > 5 else None,
+        cross_entropy=float(-np.log(np.maximum(of_label, smallest)).mean()),
+        confusion=np.bincount(labels * classes + order[:, 0], minlength=classes**2).reshape(
+            classes, classes
+        ),
+    )
+
+
+def evaluate_run(
+    run_dir,
+    *,
+    split: str = "test",
+    dataset: str | None = None,
+    data_dir=None,
+    batch_size: int = 250,
+    replicas: int | None = None,
+) -> tuple[Evaluation, datasets.Dataset]:
+    """Scores the best weights of a run.
+
+    Args:
+        run_dir: The run's directory.
+        split: Name of the split.
+        dataset: Name of other images than the run's, with the same classes.
+        data_dir: Where the images are, see `datasets.load`.
+        batch_size: Images per step over all replicas; changes the speed only.
+        replicas: Number of devices, see `make_strategy`.
+
+    Returns:
+        The evaluation, and the dataset it is about.
+
+    Raises:
+        ValueError: If there is no finished run, or the images do not fit it.
+    """
+    record = records.read(run_dir)
+    strategy = make_strategy(replicas)
+    check_batch_size(batch_size, strategy)
+    data = datasets.load(
+        dataset or record.recipe.dataset,
+        data_dir=data_dir,
+        skip_corrupt=record.data["skip_corrupt"],
+    )
+    if split not in data.splits:
+        raise unknown_name("split", split, data.splits)
+    with strategy.scope():
+        model = load_model(run_dir)
+    check_fits(model, data)
+    scores = evaluate(
+        model, data.splits[split], batch_size=batch_size, preprocessing=model.preprocessing
+    )
+    return scores, data
+
+
+def check_fits(model: keras.Model, dataset) -> None:
+    """Raises a ValueError if a model cannot be scored on a dataset.
+
+    Args:
+        model: A classifier.
+        dataset: A `training.datasets.Dataset`.
+    """
+    classes = model.output_shape[-1]
+    if classes != len(dataset.class_names):
+        raise ValueError(
+            f"The model's classes do not fit the labels of {dataset.name!r}. Expected "
+            f"{len(dataset.class_names)} classes. Received: {model.name!r} with {classes}. "
+            "Choose the dataset it was trained on with --dataset, or train it on this one."
+        )
+    channels = dataset.image_shape[-1]
+    if model.input_shape[-1] != channels:
+        raise ValueError(
+            f"The model's input does not fit the images of {dataset.name!r}. Expected {channels} "
+            f"channels. Received: {model.name!r} with {model.input_shape[-1]}. "
+            "Choose the dataset it was trained on with --dataset, or train it on this one."
+        )
+
+
+def load_model(run_dir) -> keras.Model:
+    """The model a run ended with: its best weights on the validation split.
+
+    Args:
+        run_dir: The run's directory.
+
+    Raises:
+        ValueError: If there is no run, or it has not finished.
+    """
+    record = records.read(run_dir)
+    if not record.results:
+        raise ValueError(
+            "The run has not finished. Expected a record with results. "
+            f"Received: {str(run_dir)!r}, started {record.started}. Train again in another "
+            "--run-dir, or delete this one."
+        )
+    return keras.saving.load_model(pathlib.Path(run_dir) / records.BEST, compile=False)
+
+
+def _labels_and_weights(images, labels, weights):
+    return labels, weights

@@ -1,0 +1,88 @@
+"""Pictures of a run: its curves, and what a model answers."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+_TRAINING, _VALIDATION, _RATE = "#4c72b0", "#dd8452", "#55a868"
+_RIGHT, _WRONG = "#2e7d32", "#c62828"
+
+
+def training_curves(
+    history: Mapping[str, Sequence[float]], path: str | os.PathLike, *, title: str
+) -> None:
+    """Draws cross-entropy, accuracy and learning rate over the epochs.
+
+    Args:
+        history: One value per epoch of `cross_entropy`, `accuracy`, both again with `val_`, and
+            `learning_rate`.
+        path: Where the PNG goes.
+        title: Name of the run.
+    """
+    epochs = np.arange(1, len(history["accuracy"]) + 1)
+    marker = "o" if len(epochs) <= 10 else None  # a line needs two points
+    figure = Figure(figsize=(13, 3.8), dpi=120, layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, metric in ((loss, "cross_entropy"), (accuracy, "accuracy")):
+        for key, label, colour in (
+            (metric, "training", _TRAINING),
+            (f"val_{metric}", "validation", _VALIDATION),
+        ):
+            axes.plot(epochs, history[key], color=colour, label=label, marker=marker, markersize=4)
+        axes.legend(frameon=False)
+    loss.set(ylabel="cross-entropy (nats)", yscale="log")
+    accuracy.set(ylabel="accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    rate.step(epochs, history["learning_rate"], color=_RATE, where="mid", marker=marker)
+    rate.set(ylabel="learning rate", yscale="log")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def prediction_grid(
+    images,
+    labels,
+    probabilities,
+    class_names: Sequence[str],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    columns: int = 8,
+) -> None:
+    """Draws images with the class a model finds most probable; wrong answers are red.
+
+    Args:
+        images: uint8 of shape `(images, height, width, channels)`, 1 or 3 channels.
+        labels: Integers of shape `(images,)`.
+        probabilities: Array of shape `(images, classes)`.
+        class_names: One name per class.
+        path: Where the PNG goes.
+        title: What is shown.
+        columns: Images per row.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.85 * rows), dpi=120, layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, label, row in zip(grid.flat, images, labels, probabilities):
+        answer = int(np.argmax(row))
+        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray")
+        text = f"{class_names[answer]}  {row[answer]:.0%}"
+        if answer != label:
+            text += f"\nis {class_names[label]}"
+            axes.axis("on")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color=_WRONG, linewidth=3)
+        axes.set_title(text, fontsize=9, color=_RIGHT if answer == label else _WRONG)
+    figure.savefig(path)

@@ -1,0 +1,213 @@
+"""What is kept of a run: one directory, and in it one `record.json` that says how it came about."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from typing import Any
+
+import tensorflow as tf
+
+import keras_resnet
+from training.recipes import Recipe
+
+RECORD = "record.json"
+BEST = "best.keras"  # the weights that were best on the validation split
+LAST = "last.keras"  # the weights after the last step
+_CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """How a run was made, and what came of it.
+
+    Args:
+        recipe: The recipe as it was followed, after all changes on the command line.
+        seed: Seed of the initialisation, the order of the images and the augmentation.
+        replicas: Number of devices that shared each batch.
+        data: What was read: number of images of each split, class names, whether damaged files
+            were skipped.
+        versions: Version of Python and of each package that decides the result.
+        commit: Git commit of the checkout, `-dirty` if files differ from it; `None` outside git.
+        hardware: CPU model, cores, names of the GPUs.
+        started: Time of the start, UTC, ISO 8601.
+        seconds: Duration of the training, with validation. `None` until it has ended.
+        images_per_second: Training images per second of that duration.
+        results: What was measured after the training. Empty until it has ended.
+    """
+
+    recipe: Recipe
+    seed: int
+    replicas: int
+    data: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    hardware: dict[str, Any]
+    started: str
+    seconds: float | None = None
+    images_per_second: float | None = None
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def finished(self, seconds: float, results: dict[str, Any]) -> "Record":
+        """The record of the run after its end.
+
+        Args:
+            seconds: Duration of the training.
+            results: What was measured.
+        """
+        images = self.recipe.steps * self.recipe.batch_size
+        return dataclasses.replace(
+            self,
+            seconds=round(seconds, 2),
+            images_per_second=round(images / seconds, 1),
+            results=results,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def new_record(recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any]) -> Record:
+    """The record of a run that starts now, on this machine, from this checkout.
+
+    Args:
+        recipe: The recipe that is followed.
+        seed: The run's seed.
+        replicas: Number of devices.
+        data: What is read.
+    """
+    return Record(
+        recipe=recipe,
+        seed=seed,
+        replicas=replicas,
+        data=data,
+        versions=versions(),
+        commit=commit(),
+        hardware=hardware(),
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def claim(run_dir: str | os.PathLike) -> pathlib.Path:
+    """Makes a directory for one run, and refuses one that is in use.
+
+    Args:
+        run_dir: A path that does not exist yet, or an empty directory.
+
+    Returns:
+        The path of the directory.
+
+    Raises:
+        ValueError: If it holds anything, so that no run ever overwrites another.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        content = "another run" if (run_dir / RECORD).exists() else "something else"
+        raise ValueError(
+            f"The run directory already holds {content}. Expected a new or an empty directory. "
+            f"Received: run_dir={str(run_dir)!r}. Choose another one with --run-dir, another "
+            "--seed, or delete it."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def write(run_dir: str | os.PathLike, record: Record) -> None:
+    """Writes `record.json`, whole or not at all.
+
+    Args:
+        run_dir: The run's directory.
+        record: The record.
+    """
+    write_json(pathlib.Path(run_dir) / RECORD, record.to_dict())
+
+
+def read(run_dir: str | os.PathLike) -> Record:
+    """Reads the record of a run.
+
+    Args:
+        run_dir: The run's directory.
+
+    Raises:
+        ValueError: If there is no run.
+    """
+    path = pathlib.Path(run_dir) / RECORD
+    if not path.is_file():
+        raise ValueError(
+            f"There is no run. Expected a directory with a {RECORD}, as `train` makes it. "
+            f"Received: {str(run_dir)!r}"
+        )
+    fields = json.loads(path.read_text())
+    return Record(**{**fields, "recipe": Recipe(**fields["recipe"])})
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all: a reader never sees half of it.
+
+    Args:
+        path: Where; the directory exists.
+        content: Plain JSON types.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # temporary files are private otherwise
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def versions() -> dict[str, str]:
+    """Version of Python, of this package and of the packages that decide a result."""
+    packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
+    return {
+        "python": platform.python_version(),
+        "keras-resnet-zoo": keras_resnet.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def commit() -> str | None:
+    """Git commit of this checkout, `-dirty` if tracked files differ; `None` outside git."""
+    # Above the checkout lies somebody else's repository, if any.
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(_CHECKOUT.parent)}
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            command, cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, number of cores this process may use, names of the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(usable(0)) if usable else os.cpu_count(),
+        "gpus": [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus],
+    }
+
+
+def _cpu_model():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

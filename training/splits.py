@@ -1,0 +1,246 @@
+"""One split of a dataset: how its images are found, shuffled and read, and how it is carved.
+
+Sources differ in how they hold images: decoded in memory, as files, or as one long stream of
+records. A `Split` hides that.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from training import image_files
+
+HELD_OUT_SHARE = 0.1  # of train, for each split that has to be carved from it,
+MOST_HELD_OUT = 10_000  # and at most so many images
+SHUFFLE_WINDOW = 8192  # compressed images that a stream holds to shuffle them
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Labelled images, in two steps: a key is cheap to shuffle, and `fetch` turns it into pixels.
+
+    Args:
+        num_examples: How many.
+        keys: tf.data.Dataset of the keys, in their fixed order.
+        shuffled_keys: Function from an integer seed of shape `(2,)` to a tf.data.Dataset of the
+            same keys in an order that depends on the seed alone.
+        fetch: Function from a key to `(image, label)`: uint8 of shape `image_shape`, int64.
+        in_memory: Whether `fetch` also takes a batch of keys at once.
+    """
+
+    num_examples: int
+    keys: tf.data.Dataset
+    shuffled_keys: Callable[[tf.Tensor], tf.data.Dataset]
+    fetch: Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
+    in_memory: bool
+
+    def examples(self) -> tf.data.Dataset:
+        """Single `(image, label)` pairs in their fixed order, decoded when they are read."""
+        return self.keys.map(self.fetch, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def held_in_memory(images, labels):
+    """Keys are indices into one array.
+
+    Args:
+        images: uint8 array of shape `(num_examples, height, width, channels)`.
+        labels: Integers, `num_examples` of them.
+    """
+    with tf.device("CPU"):  # tf.data reads there; a GPU has better uses for its memory
+        images = tf.constant(images)
+    return _indexed(labels, lambda index: tf.gather(images, index), in_memory=True)
+
+
+def read_from_files(root, names, labels):
+    """Keys are indices into a list of files.
+
+    Args:
+        root: Directory.
+        names: File names relative to it.
+        labels: One integer per file.
+    """
+    with tf.device("CPU"):
+        paths = tf.constant([os.fspath(root / name) for name in names], tf.string)
+    return _indexed(
+        labels,
+        lambda index: image_files.decode(tf.io.read_file(tf.gather(paths, index))),
+        in_memory=False,
+    )
+
+
+def _indexed(labels, read, in_memory):
+    """Keys are indices."""
+    with tf.device("CPU"):
+        labels = tf.constant(labels, tf.int64)
+
+    def shuffled_keys(seed):
+        indices = tf.range(len(labels), dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices(
+            # Not `index_shuffle`, which needs no list: neighbours stay together too often.
+            tf.random.experimental.stateless_shuffle(indices, seed)
+        )
+
+    return Split(
+        num_examples=len(labels),
+        keys=tf.data.Dataset.range(len(labels)),
+        shuffled_keys=shuffled_keys,
+        fetch=lambda index: (read(index), tf.gather(labels, index)),
+        in_memory=in_memory,
+    )
+
+
+def streamed(builder, source, image_shape):
+    """Keys are records with the compressed image, shuffled within windows.
+
+    Args:
+        builder: A prepared TFDS builder.
+        source: Name or slice of a TFDS split.
+        image_shape: `(height, width, channels)`, None where it varies.
+    """
+    num_examples = builder.info.splits[source].num_examples
+    if not num_examples:  # TFDS does not read empty slices
+        return held_in_memory(np.zeros((0, 1, 1, 3), np.uint8), [])
+    image_key, _ = builder.info.supervised_keys
+    pairs = builder.as_dataset(
+        split=source,
+        as_supervised=True,
+        decoders={image_key: tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(try_autocache=False),
+    )
+    records = pairs.map(lambda image, label: {"image": image, "label": label})
+    height, width, _ = image_shape
+
+    def shuffled_keys(seed):
+        # The windows begin elsewhere in every epoch.
+        start = tf.random.stateless_uniform((), seed, 0, SHUFFLE_WINDOW, tf.int64)
+        windows = records.skip(start).concatenate(records.take(start)).batch(SHUFFLE_WINDOW)
+
+        def permute(number, window):
+            indices = tf.range(tf.size(window["label"]))
+            order = tf.random.experimental.stateless_shuffle(
+                indices, tf.random.fold_in(seed, number)
+            )
+            return {name: tf.gather(values, order) for name, values in window.items()}
+
+        return windows.enumerate().map(permute).prefetch(1).unbatch()
+
+    def fetch(record):
+        image = image_files.decode(record["image"])
+        return tf.ensure_shape(image, (height, width, 3)), record["label"]
+
+    return Split(
+        num_examples=num_examples,
+        keys=records,
+        shuffled_keys=shuffled_keys,
+        fetch=fetch,
+        in_memory=False,
+    )
+
+
+def carve(parts, validation_examples):
+    """Completes the splits of a source: what it lacks is held out of train.
+
+    Args:
+        parts: Dict of splits, at least "train", each with two arrays: the examples, or their file
+            names, and the labels.
+        validation_examples: How many to hold out for validation. Defaults to a tenth.
+
+    Returns:
+        The dict with "train", "validation" and "test".
+    """
+    parts = dict(parts)
+    if "test" not in parts:
+        parts["train"], parts["test"] = hold_out(*parts["train"])
+    _check_validation_examples(validation_examples, "validation" in parts)
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = hold_out(*parts["train"], validation_examples)
+    return parts
+
+
+def hold_out(examples, labels, count=None):
+    """Parts examples in two: `(kept, held)`.
+
+    Every class gives the same share, at least one image unless `count` is smaller, and keeps at
+    least one. Which ones is decided by a hash of the image, or of its file name.
+
+    Args:
+        examples: Array of images or of file names.
+        labels: One integer per example.
+        count: How many to hold out. Defaults to a tenth.
+
+    Raises:
+        ValueError: If so many cannot be spared.
+    """
+    digests = [
+        hashlib.blake2b(
+            example.encode() if isinstance(example, str) else example.tobytes(), digest_size=8
+        ).digest()
+        for example in examples
+    ]
+    digests = np.frombuffer(b"".join(digests), np.uint64)
+    class_sizes = np.bincount(labels)
+    order = np.lexsort((digests, labels))
+    rank = np.empty(len(labels), np.int64)  # of an example within its class
+    rank[order] = np.arange(len(labels)) - (np.cumsum(class_sizes) - class_sizes)[labels[order]]
+    size = class_sizes[labels]
+    spare = np.flatnonzero(rank < size - 1)
+    if count is None:
+        count = min(len(spare), max(_default_count(len(labels)), np.sum(class_sizes > 1)))
+    if count > len(spare):
+        raise _too_many_held_out(len(spare), count)
+    held = np.zeros(len(labels), bool)
+    held[spare[np.lexsort((digests[spare], rank[spare] / size[spare]))[:count]]] = True
+    return (examples[~held], labels[~held]), (examples[held], labels[held])
+
+
+def _default_count(num_examples):
+    return min(round(HELD_OUT_SHARE * num_examples), MOST_HELD_OUT)
+
+
+def carve_slices(builder, sources, validation_examples):
+    """`carve` for streams: slices of train, whose order TFDS shuffled when it wrote them.
+
+    Args:
+        builder: A prepared TFDS builder.
+        sources: Dict of splits, at least "train", with the TFDS names.
+        validation_examples: How many to hold out for validation. Defaults to a tenth.
+
+    Returns:
+        The dict with "train", "validation" and "test", and TFDS names or slices.
+    """
+    _check_validation_examples(validation_examples, "validation" in sources)
+    num_examples = builder.info.splits["train"].num_examples
+    counts = dict.fromkeys(("test", "validation"), _default_count(num_examples))
+    if validation_examples is not None:
+        counts["validation"] = validation_examples
+    missing = [split for split in counts if split not in sources]
+    start = 0
+    for split in missing:
+        end = start + counts[split]
+        sources = sources | {split: f"train[{start}:{end}]"}
+        start = end
+    if start >= num_examples:
+        raise _too_many_held_out(num_examples - 1, start)
+    return sources | {"train": f"train[{start}:]"}
+
+
+def _too_many_held_out(most, received):
+    return ValueError(
+        f"Too few images to hold out so many. Expected at most {most}, so that every class keeps "
+        f"one to train on. Received: {received}. Choose a smaller validation_examples."
+    )
+
+
+def _check_validation_examples(count, has_its_own):
+    if count is not None and (has_its_own or count < 0):
+        raise ValueError(
+            "The size of the validation split cannot be chosen. Expected "
+            + ("None, because the dataset brings its own" if has_its_own else "0 or more")
+            + f". Received: validation_examples={count}."
+        )

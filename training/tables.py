@@ -1,0 +1,137 @@
+"""What the command line prints: results as tables."""
+
+import keras
+from rich.table import Table
+
+import keras_resnet
+from keras_resnet.export import ExportReport, table_rows
+from training.evaluate import Evaluation
+from training.recipes import RECIPES
+from training.records import Record
+
+MANY_CLASSES = 20  # more are no table a person reads
+
+
+def variants(*, counted: bool) -> Table:
+    """The networks that can be built.
+
+    Args:
+        counted: Whether to build each one and count its parameters and multiply-adds.
+    """
+    table = Table("network", "blocks", "filters", "shortcut", "input", title="Networks")
+    if counted:
+        table.add_column("parameters", justify="right")
+        table.add_column("multiply-adds", justify="right")
+    for name in keras_resnet.list_variants():
+        variant = keras_resnet.VARIANTS[name]
+        cells = [
+            name,
+            f"{variant.block} x {_numbers(variant.blocks)}",
+            _numbers(variant.filters),
+            variant.shortcut,
+            "x".join(map(str, variant.preprocessing.size)),
+        ]
+        if counted:
+            model = keras_resnet.build(name)
+            trainable = sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+            cells += [f"{trainable:,}", f"{keras_resnet.count_macs(model):,}"]
+            keras.utils.clear_session()
+        table.add_row(*cells)
+    return table
+
+
+def recipes() -> Table:
+    """The recipes that can be followed."""
+    table = Table("recipe", "network", "dataset", title="Recipes")
+    for heading in ("batch", "steps", "rate", "divided at", "decay", "measured"):
+        table.add_column(heading, justify="right")
+    table.add_column("reference")
+    for recipe in RECIPES.values():
+        table.add_row(
+            recipe.name,
+            recipe.variant,
+            recipe.dataset,
+            str(recipe.batch_size),
+            f"{recipe.steps:,}",
+            f"{recipe.learning_rate:g}",
+            _numbers(recipe.milestones),
+            f"{recipe.weight_decay:g}",
+            "" if recipe.measured_accuracy is None else _percent(recipe.measured_accuracy),
+            recipe.reference,
+        )
+    return table
+
+
+def results(record: Record) -> Table:
+    """What a run reached.
+
+    Args:
+        record: The record of a finished run.
+    """
+    table = Table(title=f"{record.recipe.name}, seed {record.seed}", show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    test, numbers = record.results["test"], record.results
+    table.add_row("test accuracy", f"[bold]{_percent(test['top1'])}[/bold]")
+    if test["top5"] is not None:
+        table.add_row("test top-5 accuracy", _percent(test["top5"]))
+    table.add_row("test cross-entropy", f"{test['cross_entropy']:.4f}")
+    table.add_row("test images", f"{test['count']:,}")
+    table.add_row(
+        f"validation accuracy, epoch {numbers['best_epoch']} of {numbers['epochs']}",
+        _percent(numbers["validation_accuracy"]),
+    )
+    table.add_row("training accuracy, last epoch", _percent(numbers["train_accuracy"]))
+    if record.data["skipped"]:
+        table.add_row("damaged files left out", f"{len(record.data['skipped']):,}")
+    table.add_row("steps of batch", f"{record.recipe.steps:,} x {record.recipe.batch_size}")
+    table.add_row("replicas", str(record.replicas))
+    table.add_row("seconds", f"{record.seconds:,.0f}")
+    table.add_row("images per second", f"{record.images_per_second:,.0f}")
+    return table
+
+
+def evaluation(scores: Evaluation, class_names, title: str) -> Table:
+    """What a model got right on a split, in all and by class.
+
+    Args:
+        scores: The evaluation.
+        class_names: One name per class.
+        title: What was evaluated on what.
+    """
+    table = Table("", "images", "accuracy", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    if len(class_names) <= MANY_CLASSES:
+        for name, row, right in zip(class_names, scores.confusion, scores.confusion.diagonal()):
+            images = row.sum()
+            table.add_row(name, f"{images:,}", _percent(right / images) if images else "")
+        table.add_section()
+    table.add_row("all", f"{scores.count:,}", f"[bold]{_percent(scores.top1)}[/bold]")
+    if scores.top5 is not None:
+        table.add_row("all, top 5", f"{scores.count:,}", _percent(scores.top5))
+    table.caption = f"cross-entropy {scores.cross_entropy:.4f}"
+    return table
+
+
+def exports(reports: list[ExportReport]) -> Table:
+    """How exports compare with their Keras model.
+
+    Args:
+        reports: One report per format.
+    """
+    header, *rows = table_rows(reports)
+    table = Table(title=f"Exports, compared on {reports[0].examples:,} test images")
+    for position, heading in enumerate(header):
+        table.add_column(heading, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _numbers(values):
+    return ", ".join(f"{value:,}" for value in values)
+
+
+def _percent(share):
+    return f"{share:.2%}"
