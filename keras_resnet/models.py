@@ -176,7 +176,26 @@ def resolve(variant, options) -> Variant:
             "A survival probability lies in (0, 1]. "
             f"Received: survival_probability={variant.survival_probability}"
         )
+    _check_identity_start(variant)
     return variant
+
+
+def _check_identity_start(variant):
+    """Residuals that vanish want a way around them, and a last gamma to vanish by."""
+    vanishes = variant.zero_init_residual or variant.survival_probability < 1
+    if variant.shortcut == "none" and vanishes:
+        raise ValueError(
+            "A plain network has no way around a residual that is dropped or starts at zero. "
+            "Expected survival_probability=1.0 and zero_init_residual=False. Received: "
+            f"survival_probability={variant.survival_probability}, "
+            f"zero_init_residual={variant.zero_init_residual}"
+        )
+    orders = [name for name, order in blocks.ACTIVATION_ORDERS.items() if order.last == "bn"]
+    if variant.zero_init_residual and variant.activation_order not in orders:
+        raise ValueError(
+            "`zero_init_residual` needs residuals that end in batch normalisation. Expected an "
+            f"activation_order of {', '.join(orders)}. Received: {variant.activation_order!r}"
+        )
 
 
 def _check_arguments(include_top, weights, pooling, classes):

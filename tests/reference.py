@@ -109,6 +109,14 @@ def block(
     return x
 
 
+def randomize(model, seed=0):
+    """Gives every weight a random value; variances and gammas stay away from 0."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        low = 0.5 if weight.name in ("gamma", "moving_variance") else -1.0
+        weight.assign(rng.uniform(low, 1.5, size=weight.shape))
+
+
 def weights_of(model, prefix):
     """The weights of the layers called `{prefix}_...`, in float64, by the rest of their name."""
     return {

@@ -173,6 +173,17 @@ REFUSED = [
         {"survival_probability": 0},
         "A survival probability lies in (0, 1]. Received: survival_probability=0",
     ),
+    (
+        {"shortcut": "none", "survival_probability": 0.5},
+        "A plain network has no way around a residual that is dropped or starts at zero. Expected "
+        "survival_probability=1.0 and zero_init_residual=False. Received: "
+        "survival_probability=0.5, zero_init_residual=False",
+    ),
+    (
+        {"zero_init_residual": True, "activation_order": "full_pre_activation"},
+        "`zero_init_residual` needs residuals that end in batch normalisation. Expected an "
+        "activation_order of original, relu_pre_activation. Received: 'full_pre_activation'",
+    ),
 ]
 
 
@@ -209,5 +220,5 @@ def test_unknown_options_are_refused():
 def test_nothing_is_built_when_an_argument_is_refused(monkeypatch):
     monkeypatch.setattr(keras.layers.Layer, "__call__", lambda *args, **kwargs: pytest.fail())
     for arguments, _ in REFUSED:
-        with pytest.raises(ValueError):  # noqa: PT011 (the texts are tested above)
+        with pytest.raises(ValueError):
             keras_resnet.ResNet18(**arguments)

@@ -24,19 +24,11 @@ GEOMETRIES = {
 ORDERS = sorted(blocks.ACTIVATION_ORDERS)
 
 
-def random_weights(model, seed=0):
-    """Gives every weight a random value; variances and gammas stay away from 0."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        low = 0.5 if weight.name in ("gamma", "moving_variance") else -1.0
-        weight.assign(rng.uniform(low, 1.5, size=weight.shape))
-
-
 def draw(variant, geometry, channels, size=(7, 6)):
     image = keras.Input((*size, channels), dtype="float64")
     output = blocks.residual_block(image, variant, blocks.Geometry(3, **geometry), name="b")
     model = keras.Model(image, output)
-    random_weights(model)
+    reference.randomize(model)
     return model
 
 
@@ -112,7 +104,7 @@ def test_strided_convolutions_sample_the_grid_of_torch(kernel_size, size):
     rng = np.random.default_rng(0)
     image = keras.Input((*size, 2), dtype="float64")
     model = keras.Model(image, blocks.conv(image, 3, kernel_size, strides=2, name="c"))
-    random_weights(model)
+    reference.randomize(model)
     x, kernel = rng.normal(size=(1, *size, 2)), np.float64(model.get_weights()[0])
     expected = reference.conv2d(x, kernel, strides=2)
     # Centred on the pixels 0, 2, 4, ...: a strided convolution is the dense one, subsampled.
@@ -129,7 +121,7 @@ def test_imagenet_stem_equals_the_equations(size):
     image = keras.Input((*size, 3), dtype="float64")
     stem = blocks.STEMS["imagenet"].draw(image, Variant("test", (1,), (4,)))
     model = keras.Model(image, stem)
-    random_weights(model)
+    reference.randomize(model)
     weights = reference.weights_of(model, "stem")
     x = np.random.default_rng(1).normal(size=(2, *size, 3))
     expected = reference.conv2d(x, *weights["conv"], strides=2)

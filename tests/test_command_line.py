@@ -69,7 +69,7 @@ def test_training_prints_its_results_and_what_to_do_next(trained):
     folder, output = trained
     run = folder / "runs" / "digits-resnet20-seed7"
     record = json.loads((run / "record.json").read_text())
-    assert (record["seed"], record["replicas"], record["recipe"]["steps"]) == (7, 2, 40)
+    assert (record["seed"], record["replicas"], record["recipe"]["steps"]) == (7, 2, 20)
     assert f"{record['results']['test']['top1']:.2%}" in output
     assert "python -m training evaluate runs/digits-resnet20-seed7" in output
     assert (

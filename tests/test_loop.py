@@ -15,7 +15,9 @@ from training import datasets, evaluate, loop, plots, records
 from training.recipes import get_recipe
 from training.strategy import make_strategy
 
-TINY = dataclasses.replace(get_recipe("digits-resnet20"), variant="cifar_resnet8")
+TINY = dataclasses.replace(
+    get_recipe("digits-resnet20"), variant="cifar_resnet8", batch_size=64, weight_decay=1e-4
+)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one_replica", "two_replicas"])

@@ -203,7 +203,7 @@ def test_preprocess_input_takes_a_model():
         ),
         (
             {"channel_order": "gbr"},
-            "Unknown `channel_order`. Expected 'rgb' or 'bgr'. Received: 'gbr'",
+            "Unknown channel_order. Expected one of rgb, bgr. Received: 'gbr'. Did you mean 'rgb'?",
         ),
     ],
 )

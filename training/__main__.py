@@ -1,0 +1,213 @@
+"""The command line: `python -m training --help`."""
+
+import os
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# Heavy imports happen inside the commands, so that help is instant. TensorFlow's own messages
+# about missing GPUs are no errors of the user's.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and export residual networks.",
+)
+console = Console()
+
+DataDir = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Where the prepared datasets are.", show_default="TFDS_DATA_DIR"),
+]
+Run = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Devices that share each batch: GPUs, or logical devices of the CPU.",
+        show_default="all GPUs, or 1",
+    ),
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `list` shows them.")
+    ],
+    data_dir: DataDir = None,
+    run_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="New directory for the run.", show_default="runs/RECIPE-seedSEED"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on other images: `digits`, `folder:PATH` or any TFDS name.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Length in steps; the milestones of the learning rate move along.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Length in passes over the training images, instead of --steps.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images per step over all replicas. As many images are seen in all, at the same "
+            "learning rate.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    replicas: Replicas = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights, the order and the augmentation.")
+    ] = 0,
+    skip_corrupt: Annotated[
+        bool,
+        typer.Option("--skip-corrupt", help="Count damaged images and go on without them."),
+    ] = False,
+):
+    """Follow a recipe, and keep weights, curves and a record."""
+    import dataclasses
+
+    from training import loop, recipes, tables
+
+    chosen = recipes.get_recipe(recipe)
+    if dataset is not None:
+        chosen = dataclasses.replace(chosen, dataset=dataset)
+    run_dir = run_dir or loop.default_run_dir(chosen, seed)
+    record = loop.train(
+        chosen,
+        run_dir=run_dir,
+        data_dir=data_dir,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        replicas=replicas,
+        seed=seed,
+        skip_corrupt=skip_corrupt,
+    )
+    console.print(tables.results(record))
+    console.print(f"Curves: {run_dir}/curves.png. Next:", soft_wrap=True)
+    _print_commands(
+        f"evaluate {run_dir}",
+        f"export {run_dir} --output saved_models/{run_dir.name}",
+    )
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Evaluate on other images.", show_default="the run's"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step; changes the speed only.")] = 250,
+    replicas: Replicas = None,
+):
+    """Score the best weights of a run, every image once."""
+    from training import evaluate, tables
+
+    scores, data = evaluate.evaluate_run(
+        run,
+        split=split,
+        dataset=dataset,
+        data_dir=data_dir,
+        batch_size=batch_size,
+        replicas=replicas,
+    )
+    console.print(tables.evaluation(scores, data.class_names, f"{run} on {data.name}, {split}"))
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[
+        pathlib.Path, typer.Option(help="Folder for the exports, e.g. `saved_models/NAME`.")
+    ],
+    data_dir: DataDir = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated, of `saved_model`, `tflite`, `tflite_float16`, `tflite_int8`."
+        ),
+    ] = "saved_model,tflite,tflite_int8",
+    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+):
+    """Export a run, and prove each file against the Keras model on test images."""
+    from training import exports, tables
+
+    reports = exports.export_run(
+        run, output, formats=formats.split(","), data_dir=data_dir, images=images
+    )
+    console.print(tables.exports(reports))
+    console.print(f"Written to {output}, with record.json.", soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    count: Annotated[
+        bool,
+        typer.Option("--count", help="Build every network and count (takes about half a minute)."),
+    ] = False,
+):
+    """Show the networks and the recipes."""
+    from training import tables
+
+    console.print(tables.variants(counted=count))
+    console.print(tables.recipes())
+
+
+@app.command()
+def demo(
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the exports.")] = pathlib.Path(
+        "saved_models/demo"
+    ),
+    replicas: Annotated[int, typer.Option(help="Devices that share each batch.")] = 2,
+):
+    """Train on handwritten digits, export, verify and show: a minute or two, no download."""
+    from training import demo, tables
+
+    result = demo.run(output=output, replicas=replicas)
+    console.print(tables.results(result.record))
+    console.print(tables.exports(result.reports))
+    console.print(f"Pictures: {output}/curves.png, {output}/predictions.png", soft_wrap=True)
+    demo.check_accuracy(result.record)
+
+
+def _print_commands(*commands):
+    for command in commands:
+        console.print(f"  python -m training {command}", style="bold", soft_wrap=True)
+
+
+def main():
+    """Runs a command; what a user can mend ends in one message and exit code 2."""
+    try:
+        app(prog_name="python -m training")
+    except ValueError as error:
+        Console(stderr=True).print(
+            f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
