@@ -1,11 +1,14 @@
 """The public constructors, with the signature of keras.applications: one line each."""
 
-from keras_resnet.models import ResNet, build
-from keras_resnet.variants import Variant, cifar_variant, get_variant
+import inspect
 
-_DOCUMENTATION = """{headline}
+from keras_resnet.models import OPTIONS, ResNet, build
+from keras_resnet.variants import cifar_variant, get_variant
 
-{reference}. Arguments up to `name` are those of keras.applications, in its order.
+_DOCUMENTATION = """The {depth}-layer {kind} for {data}.
+
+{reference}. The arguments up to `name` are those of keras.applications, in its order; the others
+have this network's own values as defaults.
 
 Args:
     include_top: Whether to end in average pooling and a classifier.
@@ -19,15 +22,25 @@ Args:
     classifier_activation: Activation of the classifier; `None` gives logits. Always float32.
     name: Name of the model.
     shortcut: `"zero_padding"`, `"projection"` or `"projection_all"`: the paper's options A, B
-        and C; `"none"`: no shortcuts, a plain network.
+        and C; `"none"`: no shortcuts, a plain network; `"average_pool"` (ResNet-D),
+        `"average_pool_zero_padding"`; of He et al. 2016: `"constant_scaling"`,
+        `"exclusive_gating"`, `"shortcut_only_gating"`, `"dropout"`; `"highway"`,
+        `"concatenation"` (DenseNet).
     activation_order: `"original"`, `"bn_after_addition"`, `"relu_before_addition"`,
-        `"relu_pre_activation"` or `"full_pre_activation"` (He et al. 2016, figure 4).
+        `"relu_pre_activation"` or `"full_pre_activation"` (He et al. 2016, figure 4);
+        `"no_normalization"`.
+    stem: `"imagenet"`, `"imagenet_activated"`, `"deep"` (three 3x3) or `"cifar"`.
+    attention: `"none"` or `"se"` (squeeze-and-excitation).
+    dropout_rate: Of dropout inside the residuals, in [0, 1).
+    gate_bias: Initial bias of gated shortcuts; the lower, the more is carried.
     stride_in_1x1: Whether a bottleneck down-samples in its first 1x1 convolution (the paper)
         instead of its 3x3 ("v1.5", torchvision). Without effect on basic blocks.
     output_stride: Input size over size of the last feature map: {output_strides}; strides
         beyond it become dilation.
-    survival_probability: Of the last block in training, in (0, 1]; falls linearly with depth
-        (stochastic depth, Huang et al. 2016).
+    survival_probability: Of the last block in training, in (0, 1] (stochastic depth, Huang et
+        al. 2016).
+    survival_schedule: `"linear"`, falling from 1 with depth, or `"uniform"`.
+    survival_per_image: Whether each image draws for itself, instead of the batch as one.
     zero_init_residual: Whether every block starts as the identity (last gamma 0).
     conv_bias: Whether convolutions have a bias.
 
@@ -44,9 +57,16 @@ Example:
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
 """
 
+_KINDS = {
+    "none": "plain network (no shortcuts)",
+    "highway": "highway network",
+    "concatenation": "densely connected network",
+}
 
-def _constructor(name: str, variant: Variant):
-    """The public function `name` that builds `variant`."""
+
+def _constructor(name: str, variant_name: str):
+    """The public function `name` that builds the row `variant_name`."""
+    variant = get_variant(variant_name)
 
     def constructor(
         include_top=True,
@@ -57,14 +77,7 @@ def _constructor(name: str, variant: Variant):
         classes=variant.classes,
         classifier_activation="softmax",
         name=variant.name,
-        *,
-        shortcut=variant.shortcut,
-        activation_order=variant.activation_order,
-        stride_in_1x1=False,
-        output_stride=None,
-        survival_probability=1.0,
-        zero_init_residual=False,
-        conv_bias=False,
+        **options,
     ) -> ResNet:
         return build(
             variant,
@@ -76,20 +89,22 @@ def _constructor(name: str, variant: Variant):
             classes=classes,
             classifier_activation=classifier_activation,
             name=name,
-            shortcut=shortcut,
-            activation_order=activation_order,
-            stride_in_1x1=stride_in_1x1,
-            output_stride=output_stride,
-            survival_probability=survival_probability,
-            zero_init_residual=zero_init_residual,
-            conv_bias=conv_bias,
+            **options,
         )
 
-    is_cifar = variant.stem == "cifar"
-    kind = "plain network (no shortcuts)" if variant.shortcut == "none" else "residual network"
+    signature = inspect.signature(constructor)
+    arguments = list(signature.parameters.values())[:-1]
+    arguments += [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=getattr(variant, option))
+        for option in OPTIONS
+    ]
+    constructor.__signature__ = signature.replace(parameters=arguments)
     constructor.__name__ = constructor.__qualname__ = name
+    is_cifar = variant.stem == "cifar"
     constructor.__doc__ = _DOCUMENTATION.format(
-        headline=f"The {variant.depth}-layer {kind} for {'CIFAR' if is_cifar else 'ImageNet'}.",
+        depth=variant.depth,
+        kind=_KINDS.get(variant.shortcut, "residual network"),
+        data="CIFAR" if is_cifar else "ImageNet",
         reference=variant.reference,
         input_shape=(*variant.preprocessing.size, len(variant.preprocessing.mean)),
         output_strides="4 (default), 2 or 1" if is_cifar else "32 (default), 16 or 8",
@@ -121,21 +136,68 @@ def CifarPlainNet(depth: int, **arguments) -> ResNet:
     return build(cifar_variant(depth, plain=True), **arguments)
 
 
-ResNet18 = _constructor("ResNet18", get_variant("resnet18"))
-ResNet34 = _constructor("ResNet34", get_variant("resnet34"))
-ResNet50 = _constructor("ResNet50", get_variant("resnet50"))
-ResNet101 = _constructor("ResNet101", get_variant("resnet101"))
-ResNet152 = _constructor("ResNet152", get_variant("resnet152"))
-PlainNet18 = _constructor("PlainNet18", get_variant("plainnet18"))
-PlainNet34 = _constructor("PlainNet34", get_variant("plainnet34"))
-CifarResNet20 = _constructor("CifarResNet20", get_variant("cifar_resnet20"))
-CifarResNet32 = _constructor("CifarResNet32", get_variant("cifar_resnet32"))
-CifarResNet44 = _constructor("CifarResNet44", get_variant("cifar_resnet44"))
-CifarResNet56 = _constructor("CifarResNet56", get_variant("cifar_resnet56"))
-CifarResNet110 = _constructor("CifarResNet110", get_variant("cifar_resnet110"))
-CifarResNet1202 = _constructor("CifarResNet1202", get_variant("cifar_resnet1202"))
-CifarPlainNet20 = _constructor("CifarPlainNet20", get_variant("cifar_plainnet20"))
-CifarPlainNet32 = _constructor("CifarPlainNet32", get_variant("cifar_plainnet32"))
-CifarPlainNet44 = _constructor("CifarPlainNet44", get_variant("cifar_plainnet44"))
-CifarPlainNet56 = _constructor("CifarPlainNet56", get_variant("cifar_plainnet56"))
-CifarPlainNet110 = _constructor("CifarPlainNet110", get_variant("cifar_plainnet110"))
+ResNet18 = _constructor("ResNet18", "resnet18")
+ResNet34 = _constructor("ResNet34", "resnet34")
+ResNet50 = _constructor("ResNet50", "resnet50")
+ResNet101 = _constructor("ResNet101", "resnet101")
+ResNet152 = _constructor("ResNet152", "resnet152")
+PlainNet18 = _constructor("PlainNet18", "plainnet18")
+PlainNet34 = _constructor("PlainNet34", "plainnet34")
+CifarResNet20 = _constructor("CifarResNet20", "cifar_resnet20")
+CifarResNet32 = _constructor("CifarResNet32", "cifar_resnet32")
+CifarResNet44 = _constructor("CifarResNet44", "cifar_resnet44")
+CifarResNet56 = _constructor("CifarResNet56", "cifar_resnet56")
+CifarResNet110 = _constructor("CifarResNet110", "cifar_resnet110")
+CifarResNet1202 = _constructor("CifarResNet1202", "cifar_resnet1202")
+CifarPlainNet20 = _constructor("CifarPlainNet20", "cifar_plainnet20")
+CifarPlainNet32 = _constructor("CifarPlainNet32", "cifar_plainnet32")
+CifarPlainNet44 = _constructor("CifarPlainNet44", "cifar_plainnet44")
+CifarPlainNet56 = _constructor("CifarPlainNet56", "cifar_plainnet56")
+CifarPlainNet110 = _constructor("CifarPlainNet110", "cifar_plainnet110")
+
+ResNet50V2 = _constructor("ResNet50V2", "resnet50v2")
+ResNet101V2 = _constructor("ResNet101V2", "resnet101v2")
+ResNet152V2 = _constructor("ResNet152V2", "resnet152v2")
+ResNet200V2 = _constructor("ResNet200V2", "resnet200v2")
+CifarResNet110V2 = _constructor("CifarResNet110V2", "cifar_resnet110v2")
+CifarResNet164V2 = _constructor("CifarResNet164V2", "cifar_resnet164v2")
+CifarResNet1001V2 = _constructor("CifarResNet1001V2", "cifar_resnet1001v2")
+
+WideResNet16_4 = _constructor("WideResNet16_4", "wide_resnet16_4")
+WideResNet16_8 = _constructor("WideResNet16_8", "wide_resnet16_8")
+WideResNet16_10 = _constructor("WideResNet16_10", "wide_resnet16_10")
+WideResNet22_8 = _constructor("WideResNet22_8", "wide_resnet22_8")
+WideResNet28_10 = _constructor("WideResNet28_10", "wide_resnet28_10")
+WideResNet28_12 = _constructor("WideResNet28_12", "wide_resnet28_12")
+WideResNet40_1 = _constructor("WideResNet40_1", "wide_resnet40_1")
+WideResNet40_2 = _constructor("WideResNet40_2", "wide_resnet40_2")
+WideResNet40_4 = _constructor("WideResNet40_4", "wide_resnet40_4")
+WideResNet40_8 = _constructor("WideResNet40_8", "wide_resnet40_8")
+WideResNet40_10 = _constructor("WideResNet40_10", "wide_resnet40_10")
+WideResNet50_2 = _constructor("WideResNet50_2", "wide_resnet50_2")
+WideResNet101_2 = _constructor("WideResNet101_2", "wide_resnet101_2")
+
+ResNeXt50_32x4d = _constructor("ResNeXt50_32x4d", "resnext50_32x4d")
+ResNeXt101_32x8d = _constructor("ResNeXt101_32x8d", "resnext101_32x8d")
+ResNet18D = _constructor("ResNet18D", "resnet18d")
+ResNet34D = _constructor("ResNet34D", "resnet34d")
+ResNet50D = _constructor("ResNet50D", "resnet50d")
+ResNet101D = _constructor("ResNet101D", "resnet101d")
+ResNet152D = _constructor("ResNet152D", "resnet152d")
+SEResNet50 = _constructor("SEResNet50", "se_resnet50")
+SEResNet101 = _constructor("SEResNet101", "se_resnet101")
+SEResNet152 = _constructor("SEResNet152", "se_resnet152")
+
+DenseNet40_12 = _constructor("DenseNet40_12", "densenet40_12")
+DenseNet100_12 = _constructor("DenseNet100_12", "densenet100_12")
+DenseNet100_24 = _constructor("DenseNet100_24", "densenet100_24")
+DenseNetBC100_12 = _constructor("DenseNetBC100_12", "densenet_bc100_12")
+DenseNetBC250_24 = _constructor("DenseNetBC250_24", "densenet_bc250_24")
+DenseNetBC190_40 = _constructor("DenseNetBC190_40", "densenet_bc190_40")
+DenseNet121 = _constructor("DenseNet121", "densenet121")
+DenseNet169 = _constructor("DenseNet169", "densenet169")
+DenseNet201 = _constructor("DenseNet201", "densenet201")
+DenseNet264 = _constructor("DenseNet264", "densenet264")
+
+HighwayNet19 = _constructor("HighwayNet19", "highwaynet19")
+HighwayNet32 = _constructor("HighwayNet32", "highwaynet32")

@@ -152,3 +152,31 @@ class StochasticDepth(keras.layers.Layer):
             "per_image": self.per_image,
             "seed": self.seed,
         }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GatedAdd(keras.layers.Layer):
+    """Mixes a shortcut and a residual by a gate: `gate * residual + (1 - gate) * shortcut`.
+
+    Called on `[shortcut, residual, gate]`, three tensors of one shape, with gates in [0, 1].
+
+    Args:
+        exclusive: Whether the gate also scales the residual; if not:
+            `residual + (1 - gate) * shortcut`.
+
+    Reference: Srivastava et al. 2015, equation 3; He et al. 2016, section 3.1.
+    """
+
+    def __init__(self, exclusive=True, **kwargs):
+        super().__init__(**kwargs)
+        self.exclusive = exclusive
+
+    def call(self, inputs):
+        shortcut, residual, gate = inputs
+        return (residual * gate if self.exclusive else residual) + (1 - gate) * shortcut
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return super().get_config() | {"exclusive": self.exclusive}

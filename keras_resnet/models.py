@@ -4,26 +4,51 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator
 
 import keras
 from keras import layers
 
-from keras_resnet import blocks
+from keras_resnet.blocks import ATTENTIONS, Geometry, residual_block
 from keras_resnet.errors import unknown_name
+from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.variants import Variant, get_variant
+from keras_resnet.shortcuts import SHORTCUTS
+from keras_resnet.stems import STEMS, TRANSITIONS
+from keras_resnet.variants import RESIDUALS, Variant, get_variant
 
 # What may be replaced in a row; the rest of it says which network it is.
 OPTIONS = (
     "shortcut",
     "activation_order",
+    "stem",
+    "attention",
+    "dropout_rate",
+    "gate_bias",
     "stride_in_1x1",
     "output_stride",
     "survival_probability",
+    "survival_schedule",
+    "survival_per_image",
     "zero_init_residual",
     "conv_bias",
 )
+
+SURVIVAL_SCHEDULES = {
+    # Huang et al. 2016, equation 4, and its alternative: of block `position` among `total`.
+    "linear": lambda last, position, total: 1 - position / total * (1 - last),
+    "uniform": lambda last, position, total: last,
+}
+
+# The axes of a `Variant` that are named, and the tables that know the names.
+AXES = {
+    "block": RESIDUALS,
+    "stem": STEMS,
+    "shortcut": SHORTCUTS,
+    "activation_order": ACTIVATION_ORDERS,
+    "transition": TRANSITIONS,
+    "attention": ATTENTIONS,
+    "survival_schedule": SURVIVAL_SCHEDULES,
+}
 
 
 def _base_model():
@@ -68,7 +93,7 @@ class ResNet(_base_model()):
             Keras tensors, e.g. `{"P2": ..., "P3": ..., "P4": ..., "P5": ...}`; levels of a CIFAR
             network count from its first stage, `"P0"`. Dilation does not change the names.
         """
-        first_level = int(math.log2(blocks.STEMS[self.variant.stem].strides))
+        first_level = int(math.log2(STEMS[self.variant.stem].strides))
         return {
             f"P{first_level + stage}": self.get_layer(f"stage{stage + 1}_block{count}_out").output
             for stage, count in enumerate(self.variant.blocks)
@@ -129,14 +154,17 @@ def build(
     """
     variant = resolve(variant, options)
     _check_arguments(include_top, weights, pooling, classes)
-    dilations = _stage_geometry(variant)
+    stages = _stage_geometries(variant)
     inputs, x = _input(variant, include_top, input_tensor, input_shape)
 
-    x = blocks.STEMS[variant.stem].draw(x, variant)
-    for block_name, geometry, survival_probability in _blocks(variant, dilations):
-        x = blocks.residual_block(
-            x, variant, geometry, survival_probability=survival_probability, name=block_name
-        )
+    x = STEMS[variant.stem].draw(x, variant, variant.stem_filters or variant.filters[0])
+    for stage, geometries in enumerate(stages, start=1):
+        transition = TRANSITIONS[variant.transition]
+        if transition and stage > 1:
+            x = transition(x, variant, geometries[0].strides, f"stage{stage - 1}_transition")
+            geometries = [dataclasses.replace(geometry, strides=1) for geometry in geometries]
+        for block, geometry in enumerate(geometries, start=1):
+            x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
     x = _head(x, variant, include_top, pooling, classes or variant.classes, classifier_activation)
 
     preprocessing = _preprocessing(variant, inputs)
@@ -163,12 +191,7 @@ def resolve(variant, options) -> Variant:
         if option not in OPTIONS:
             raise TypeError(str(unknown_name("option", option, OPTIONS)))
     variant = dataclasses.replace(variant, **options)
-    for axis, table in (
-        ("block", blocks.RESIDUALS),
-        ("stem", blocks.STEMS),
-        ("shortcut", blocks.SHORTCUTS),
-        ("activation_order", blocks.ACTIVATION_ORDERS),
-    ):
+    for axis, table in AXES.items():
         if getattr(variant, axis) not in table:
             raise unknown_name(axis, getattr(variant, axis), table)
     if not 0 < variant.survival_probability <= 1:
@@ -190,7 +213,7 @@ def _check_identity_start(variant):
             f"survival_probability={variant.survival_probability}, "
             f"zero_init_residual={variant.zero_init_residual}"
         )
-    orders = [name for name, order in blocks.ACTIVATION_ORDERS.items() if order.last == "bn"]
+    orders = [name for name, order in ACTIVATION_ORDERS.items() if order.last == "bn"]
     if variant.zero_init_residual and variant.activation_order not in orders:
         raise ValueError(
             "`zero_init_residual` needs residuals that end in batch normalisation. Expected an "
@@ -210,9 +233,9 @@ def _check_arguments(include_top, weights, pooling, classes):
         raise ValueError(f"A classifier needs at least one class. Received: classes={classes}")
 
 
-def _stage_geometry(variant) -> list[tuple[int, int, int]]:
-    """Strides, dilation before and dilation after the first block of each stage."""
-    stride = blocks.STEMS[variant.stem].strides
+def _stage_geometries(variant) -> list[list[Geometry]]:
+    """The geometry of every block, by stage."""
+    stride = STEMS[variant.stem].strides
     full_stride = stride * 2 ** (len(variant.blocks) - 1)
     possible = [full_stride // 2**removed for removed in range(min(3, len(variant.blocks)))]
     if variant.output_stride not in (None, *possible):
@@ -220,33 +243,29 @@ def _stage_geometry(variant) -> list[tuple[int, int, int]]:
             f"{variant.name} cannot have this output stride. Expected one of "
             f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride}"
         )
-    stages, dilation = [], 1
-    for stage in range(len(variant.blocks)):
-        strides = 1 if stage == 0 else 2
-        before = dilation
+    survival = SURVIVAL_SCHEDULES[variant.survival_schedule]
+    stages, dilation, position = [], 1, 0
+    for stage, (count, filters) in enumerate(zip(variant.blocks, variant.filters, strict=True)):
+        strides, before = 1 if stage == 0 else 2, dilation
         if stride * strides > (variant.output_stride or full_stride):
             dilation, strides = dilation * strides, 1
         stride *= strides
-        stages.append((strides, before, dilation))
-    return stages
-
-
-def _blocks(variant, stages) -> Iterator[tuple[str, blocks.Geometry, float]]:
-    """Name, geometry and survival probability of every block, in order."""
-    total, position = sum(variant.blocks), 0
-    for stage, (strides, before, dilation) in enumerate(stages):
-        for block in range(variant.blocks[stage]):
+        stages.append([])
+        for block in range(count):
             position += 1
-            geometry = blocks.Geometry(
-                filters=variant.filters[stage],
-                strides=strides if block == 0 else 1,
-                dilation=dilation,
-                dilation_before=before if block == 0 else dilation,
-                is_first=position == 1,
+            stages[-1].append(
+                Geometry(
+                    filters=filters,
+                    strides=strides if block == 0 else 1,
+                    dilation=dilation,
+                    dilation_before=before if block == 0 else dilation,
+                    is_first=position == 1,
+                    survival_probability=survival(
+                        variant.survival_probability, position, sum(variant.blocks)
+                    ),
+                )
             )
-            # Huang et al. 2016, equation 4: linear decay.
-            survival = 1 - position / total * (1 - variant.survival_probability)
-            yield f"stage{stage + 1}_block{block + 1}", geometry, survival
+    return stages
 
 
 def _input(variant, include_top, input_tensor, input_shape):
@@ -300,7 +319,7 @@ def _check_input_shape(variant, input_shape):
             f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
             f"Received: input_shape={tuple(input_shape)}"
         )
-    stride = blocks.STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
+    stride = STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
     smallest = stride // 2 + 1
     sides = [side for position, side in enumerate(input_shape) if position != axis]
     if any(side is not None and side < smallest for side in sides):
@@ -311,9 +330,8 @@ def _check_input_shape(variant, input_shape):
 
 
 def _head(x, variant, include_top, pooling, classes, classifier_activation):
-    order = blocks.ACTIVATION_ORDERS[variant.activation_order]
-    for kind in order.head.split():
-        x = blocks.activate(x, kind, None, last_name=f"head_{kind}")
+    order = ACTIVATION_ORDERS[variant.activation_order]
+    x = activate_part(x, order.head, "head")
     if include_top or pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     elif pooling == "max":
