@@ -65,6 +65,7 @@ from keras_resnet.applications import (
     WideResNet50_2,
     WideResNet101_2,
 )
+from keras_resnet.ensemble import ensemble
 from keras_resnet.macs import count_macs
 from keras_resnet.models import ResNet, build
 from keras_resnet.preprocessing import (
@@ -150,6 +151,7 @@ __all__ = [
     "build",
     "count_macs",
     "decode_predictions",
+    "ensemble",
     "export",
     "list_variants",
     "preprocess_input",

@@ -45,6 +45,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and len(inputs.shape) == 4
             and self.axis in (3, -1)
             and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "bfloat16", "float16")
+            and self.variable_dtype == "float32"
             and self.scale
             and self.center
             and not self.renorm
@@ -139,9 +140,13 @@ class StochasticDepth(keras.layers.Layer):
         if not training:
             return inputs * self.survival_probability
         draws = ops.shape(inputs)[0] if self.per_image else 1
-        shape = (draws,) + (1,) * (len(inputs.shape) - 1)
+        kept = self.draw((draws,) + (1,) * (len(inputs.shape) - 1))
+        return inputs * ops.cast(kept, inputs.dtype)
+
+    def draw(self, shape=()):
+        """Draws whether to keep: booleans of `shape`, True with the survival probability."""
         uniform = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-        return inputs * ops.cast(uniform < self.survival_probability, inputs.dtype)
+        return uniform < self.survival_probability
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -5,12 +5,25 @@ fails with two of them. Here each replica compiles its own forward and backward 
 optimizer and metrics stay outside, where they may cross devices.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
+
+from keras_resnet import dropping
 
 
 class ReplicaModel(keras.Model):
     """A Keras model whose `compile(jit_compile=True)` holds under any `tf.distribute` strategy."""
+
+    @functools.cached_property
+    def _residuals(self):
+        return dropping.find_residuals(self)
+
+    def call(self, inputs, training=None, mask=None):
+        if training and self._residuals:
+            return dropping.run(self, self._standardize_inputs(inputs)[0], self._residuals)
+        return super().call(inputs, training=training, mask=mask)
 
     def train_step(self, data):
         if self._distribute_strategy is None:

@@ -4,6 +4,7 @@
 """
 
 import functools
+import gc
 import itertools
 import json
 import pathlib
@@ -23,6 +24,7 @@ def build_unallocated(name, **options):
     with keras.StatelessScope(initialize_variables=False):
         model = keras_resnet.build(name, **options)
     keras.utils.clear_session(free_memory=False)  # forgets that the weights wait to be given values
+    gc.freeze()  # or every later collection walks these large graphs
     return model
 
 
@@ -35,7 +37,7 @@ def structure(model):
     """
     rows = []
     for weight in model.weights:
-        part, name = re.match(r"([a-z]+\d+_block\d+|[a-z]+)[_/](.+)", weight.path).groups()
+        part, name = re.match(r"([a-z]+\d*(?:_block\d+)?)[_/](.+)", weight.path).groups()
         shape = "x".join(map(str, weight.shape))
         rows.append((part, f"{name} {weight.dtype} {shape}"))
     parts = [

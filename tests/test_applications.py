@@ -2,12 +2,14 @@
 
 import inspect
 import pydoc
+import re
 
 import keras
 import pytest
 from structure import build_unallocated
 
 import keras_resnet
+from keras_resnet.models import OPTIONS as OPTION_NAMES
 from keras_resnet.variants import VARIANTS
 
 CONSTRUCTORS = {
@@ -41,7 +43,7 @@ CIFAR_COUNTS = {
     110: (1_727_962, 1_730_714, 1_826_202, 1_736_058),
     1202: (19_421_274, 19_424_026, 20_538_714, 19_510_906),
 }
-OPTIONS = ("zero_padding", "projection", "projection_all")
+SHORTCUTS = ("zero_padding", "projection", "projection_all")
 
 
 def trainable(model):
@@ -50,7 +52,7 @@ def trainable(model):
 
 @pytest.mark.parametrize("name", IMAGENET_COUNTS)
 def test_imagenet_parameter_counts(name):
-    models = [build_unallocated(name, shortcut=option) for option in OPTIONS]
+    models = [build_unallocated(name, shortcut=option) for option in SHORTCUTS]
     assert tuple(trainable(model) for model in models) == IMAGENET_COUNTS[name]
     total = IMAGENET_COUNTS[name][1] + IMAGENET_STATISTICS[name]
     assert build_unallocated(name).count_params() == models[1].count_params() == total
@@ -78,7 +80,7 @@ def test_cifar_parameter_counts(depth):
     assert (trainable(model), model.count_params()) == (a, total)
     if depth == 1202:  # the same builder; its other options would take minutes
         return
-    for option, count in zip(OPTIONS, expected):
+    for option, count in zip(SHORTCUTS, expected):
         assert trainable(build_unallocated(f"cifar_resnet{depth}", shortcut=option)) == count
     plain = build_unallocated(f"cifar_plainnet{depth}")
     assert (trainable(plain), plain.count_params()) == (a, total)
@@ -96,7 +98,11 @@ def test_signature_is_that_of_keras_applications(name):
 
 
 def test_every_named_network_has_a_constructor_and_builds_its_row():
-    assert len(CONSTRUCTORS) == len(VARIANTS) == 18
+    paper = [*IMAGENET_COUNTS, "plainnet18", "plainnet34"]
+    paper += [f"cifar_resnet{depth}" for depth in CIFAR_COUNTS]
+    paper += [f"cifar_plainnet{depth}" for depth in CIFAR_COUNTS if depth != 1202]
+    built = {name.lower().replace("cifar", "cifar_") for name in CONSTRUCTORS}
+    assert set(paper) <= built
     model = keras_resnet.CifarPlainNet32()
     assert model.variant == VARIANTS["cifar_plainnet32"] and model.name == "cifar_plainnet32"
     assert keras_resnet.CifarResNet(depth=14).variant.blocks == (2, 2, 2)
@@ -128,6 +134,7 @@ def test_help_of_resnet34_says_what_it_is():
     assert "(224, 224, 3)" in text and "32 (default), 16 or 8" in text
 
 
+# "..." stands for the names that other families of networks add.
 REFUSED = [
     (
         {"weights": "imagenet"},
@@ -155,7 +162,7 @@ REFUSED = [
     ({"classes": 0}, "A classifier needs at least one class. Received: classes=0"),
     (
         {"shortcut": "projektion"},
-        "Unknown shortcut. Expected one of zero_padding, projection, projection_all, none. "
+        "Unknown shortcut. Expected one of zero_padding, projection, projection_all, none... "
         "Received: 'projektion'. Did you mean 'projection'?",
     ),
     (
@@ -191,7 +198,7 @@ REFUSED = [
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         keras_resnet.ResNet18(**arguments)
-    assert str(error.value) == message
+    assert re.fullmatch(re.escape(message).replace(r"\.\.\.", ".*"), str(error.value))
 
 
 def test_too_small_an_input_tensor_is_refused():
@@ -209,8 +216,7 @@ def test_unknown_options_are_refused():
     with pytest.raises(TypeError) as error:
         keras_resnet.build("resnet18", shortcuts="projection")
     assert str(error.value) == (
-        "Unknown option. Expected one of shortcut, activation_order, stride_in_1x1, "
-        "output_stride, survival_probability, zero_init_residual, conv_bias. "
+        f"Unknown option. Expected one of {', '.join(OPTION_NAMES)}. "
         "Received: 'shortcuts'. Did you mean 'shortcut'?"
     )
     with pytest.raises(TypeError, match="unexpected keyword argument 'shortcuts'"):

@@ -5,145 +5,156 @@ import numpy as np
 import pytest
 import reference
 
-from keras_resnet import blocks
-from keras_resnet.variants import Variant
+from keras_resnet import Variant, build
 
 KINDS = {
     "basic": {"block": "basic"},
     "bottleneck_v1": {"block": "bottleneck", "stride_in_1x1": True},
     "bottleneck_v1.5": {"block": "bottleneck"},
 }
-# Input channels and geometry; 3 filters are 12 channels after a bottleneck.
-SAME = {"basic": 3, "bottleneck": 12}
-OTHER = {"basic": 2, "bottleneck": 5}
-GEOMETRIES = {
-    "same": (SAME, {}),
-    "strided": (OTHER, {"strides": 2}),
-    "stride_to_dilation": (OTHER, {"dilation": 4, "dilation_before": 2}),
-}
-ORDERS = sorted(blocks.ACTIVATION_ORDERS)
+ORDERS = [
+    "original",
+    "bn_after_addition",
+    "relu_before_addition",
+    "relu_pre_activation",
+    "full_pre_activation",
+]
+SHORTCUTS = ["zero_padding", "projection", "projection_all", "none"]
 
 
-def draw(variant, geometry, channels, size=(7, 6)):
-    image = keras.Input((*size, channels), dtype="float64")
-    output = blocks.residual_block(image, variant, blocks.Geometry(3, **geometry), name="b")
-    model = keras.Model(image, output)
-    reference.randomize(model)
+def drawn(kind, *, float64=True, size=(7, 6), blocks=(2, 2), filters=(3, 4), **fields):
+    """A network of few channels whose blocks are of one kind, with random weights."""
+    if float64:
+        keras.config.set_dtype_policy("float64")
+    variant = Variant("test", blocks, filters, **{"stem": "cifar"} | KINDS[kind] | fields)
+    image = keras.Input((*size, 2), dtype="float64" if float64 else "float32")
+    model = build(variant, include_top=False, input_tensor=image)
+    if float64:
+        reference.randomize(model)
     return model
 
 
-def check_block(kind, channels, geometry, shortcut, order):
-    """Compares a block of random weights and its equations, at inference and in training."""
-    keras.config.set_dtype_policy("float64")
-    variant = Variant("test", (1,), (3,), shortcut=shortcut, activation_order=order, **KINDS[kind])
-    model = draw(variant, geometry, channels[variant.block])
+def outputs(model, x, names, **arguments):
+    """What the layers called `names` make of `x`."""
+    tensors = {name: model.get_layer(name).output for name in names}
+    maps = keras.Model(model.input, tensors)(x, **arguments)
+    return [keras.ops.convert_to_numpy(maps[name]) for name in names]
+
+
+def last_stem_layer(model):
+    return [layer.name for layer in model.layers if layer.name.startswith("stem_")][-1]
+
+
+def check_blocks(model, training=False):
+    """Compares each block with its equations, fed with what the network feeds it."""
+    variant = model.variant
+    names = [f"stage{s + 1}_block{b + 1}" for s, n in enumerate(variant.blocks) for b in range(n)]
+    layers = [last_stem_layer(model), *(f"{name}_out" for name in names)]
+    weights = [reference.weights_of(model, name) for name in names]  # before training moves any
     x = np.random.default_rng(1).normal(size=(2, *model.input_shape[1:]))
-    for training in (False, True):
+    maps = outputs(model, x, layers, training=training)
+    for name, weight, before, after in zip(names, weights, maps, maps[1:]):
+        stage = int(name[len("stage")])
+        changes = stage > 1 and name.endswith("block1")
+        dilated = variant.output_stride is not None
         expected = reference.block(
-            x,
-            reference.weights_of(model, "b"),
-            reference.PROGRAMS[variant.block, order],
-            shortcut,
-            strides=geometry.get("strides", 1),
-            strided_conv=2 if kind == "bottleneck_v1.5" else 1,
-            dilations=(geometry.get("dilation_before", 1), geometry.get("dilation", 1)),
-            is_first=geometry.get("is_first", False),
+            before,
+            weight,
+            reference.PROGRAMS[variant.block, variant.activation_order],
+            variant.shortcut,
+            strides=2 if changes and not dilated else 1,
+            strided_conv=1 if variant.stride_in_1x1 or variant.block == "basic" else 2,
+            dilations=(
+                2 ** (stage - 1 - changes) if dilated else 1,
+                2 ** (stage - 1) if dilated else 1,
+            ),
+            is_first=name == "stage1_block1",
             training=training,
         )
-        np.testing.assert_allclose(model(x, training=training), expected, rtol=1e-9, atol=1e-10)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(after, expected, rtol=1e-10, atol=1e-10 * scale, err_msg=name)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shortcut", ["zero_padding", "projection", "projection_all", "none"])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_equals_the_equations(kind, geometry, shortcut, order):
-    check_block(kind, *GEOMETRIES[geometry], shortcut, order)
+def test_blocks_equal_the_equations(kind, shortcut, order):
+    model = drawn(kind, shortcut=shortcut, activation_order=order)
+    check_blocks(model)
+    check_blocks(model, training=True)
 
 
-@pytest.mark.parametrize("order", ["relu_pre_activation", "full_pre_activation"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_shortcut_of_the_first_block_starts_behind_the_activation(kind, order):
-    check_block(kind, SAME, {"is_first": True}, "projection", order)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 8), (3, 3), (4, 6)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_strided_block_of_odd_and_even_sizes(kind, size):
-    keras.config.set_dtype_policy("float64")
-    variant = Variant("test", (1,), (3,), conv_bias=True, **KINDS[kind])
-    model = draw(variant, {"strides": 2}, channels=2, size=size)
-    x = np.random.default_rng(1).normal(size=(1, *size, 2))
-    expected = reference.block(
-        x,
-        reference.weights_of(model, "b"),
-        reference.PROGRAMS[variant.block, "original"],
-        "projection",
-        strides=2,
-        strided_conv=2 if kind == "bottleneck_v1.5" else 1,
+def test_dilated_blocks_equal_the_equations(kind, shortcut):
+    check_blocks(
+        drawn(kind, shortcut=shortcut, blocks=(1, 1, 2), filters=(3, 4, 5), output_stride=1)
     )
-    assert expected.shape[1:3] == tuple(-(-side // 2) for side in size)
-    np.testing.assert_allclose(model(x), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_batch_norm_moves_its_statistics_by_a_tenth():
-    keras.config.set_dtype_policy("float64")
-    image = keras.Input((4, 4, 3), dtype="float64")
-    layer = keras.Model(image, blocks.batch_norm(image, name="bn"))
-    x = np.random.default_rng(0).normal(2.0, 3.0, size=(5, 4, 4, 3))
-    layer(x, training=True)
-    _, _, mean, variance = layer.get_weights()
-    np.testing.assert_allclose(mean, 0.1 * x.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(variance, 0.9 + 0.1 * x.var(axis=(0, 1, 2)), rtol=1e-12)
-
-
-@pytest.mark.parametrize("kernel_size", [3, 7])
-@pytest.mark.parametrize("size", [(8, 8), (9, 9), (7, 10)])
-def test_strided_convolutions_sample_the_grid_of_torch(kernel_size, size):
-    keras.config.set_dtype_policy("float64")
-    rng = np.random.default_rng(0)
-    image = keras.Input((*size, 2), dtype="float64")
-    model = keras.Model(image, blocks.conv(image, 3, kernel_size, strides=2, name="c"))
-    reference.randomize(model)
-    x, kernel = rng.normal(size=(1, *size, 2)), np.float64(model.get_weights()[0])
-    expected = reference.conv2d(x, kernel, strides=2)
-    # Centred on the pixels 0, 2, 4, ...: a strided convolution is the dense one, subsampled.
-    np.testing.assert_allclose(expected, reference.conv2d(x, kernel)[:, ::2, ::2], atol=1e-12)
-    np.testing.assert_allclose(model(x), expected, atol=1e-10)
-    same = keras.ops.convert_to_numpy(keras.ops.conv(x, kernel, strides=2, padding="same"))
-    is_shifted = any(side % 2 == 0 for side in size)
-    assert np.allclose(same, expected) is not is_shifted
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 8), (3, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_blocks_of_odd_and_even_sizes(kind, size):
+    model = drawn(kind, size=size, conv_bias=True)
+    check_blocks(model)
+    assert model.output_shape[1:3] == tuple(-(-side // 2) for side in size)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 21)])
 def test_imagenet_stem_equals_the_equations(size):
-    keras.config.set_dtype_policy("float64")
-    image = keras.Input((*size, 3), dtype="float64")
-    stem = blocks.STEMS["imagenet"].draw(image, Variant("test", (1,), (4,)))
-    model = keras.Model(image, stem)
-    reference.randomize(model)
-    weights = reference.weights_of(model, "stem")
-    x = np.random.default_rng(1).normal(size=(2, *size, 3))
-    expected = reference.conv2d(x, *weights["conv"], strides=2)
-    expected = reference.max_pool(reference.relu(reference.batch_norm(expected, *weights["bn"])))
-    np.testing.assert_allclose(model(x), expected, rtol=1e-9, atol=1e-10)
+    model = drawn("basic", stem="imagenet", size=size)
+    stem = reference.weights_of(model, "stem")
+    x = np.random.default_rng(1).normal(size=(2, *size, 2))
+    (output,) = outputs(model, x, ["stem_pool"])
+    expected = reference.conv2d(x, *stem["conv"], strides=2)
+    expected = reference.max_pool(reference.relu(reference.batch_norm(expected, *stem["bn"])))
+    np.testing.assert_allclose(output, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_initial_weights_have_the_variance_of_fan_out(kernel_size):
-    image = keras.Input((8, 8, 64))
-    kernel = keras.Model(image, blocks.conv(image, 256, kernel_size, name="c")).get_weights()[0]
-    assert kernel.std() == pytest.approx(np.sqrt(2 / (kernel_size**2 * 256)), rel=0.02)
-    # Not cut off at two standard deviations, as Keras's "he_normal" is.
+@pytest.mark.parametrize("size", [(16, 16), (17, 17), (16, 19)])
+def test_strided_convolutions_sample_the_grid_of_torch(size):
+    """The centres are the pixels 0, 2, 4, ...: what a dense convolution gives, subsampled."""
+    model = drawn("basic", stem="imagenet", size=size)
+    x = np.random.default_rng(0).normal(size=(1, *size, 2))
+    strided_3x3 = "stage2_block1_conv1"
+    for before, name in ((None, "stem_conv"), ("stage1_block2_out", strided_3x3)):
+        inputs = x if before is None else outputs(model, x, [before])[0]
+        kernel = np.float64(model.get_layer(name).kernel)
+        (output,) = outputs(model, x, [name])
+        centred = reference.conv2d(inputs, kernel)[:, ::2, ::2]
+        np.testing.assert_allclose(output, centred, rtol=1e-10, atol=1e-10)
+        shifted = keras.ops.conv(inputs, kernel, strides=2, padding="same")
+        is_even = any(side % 2 == 0 for side in inputs.shape[1:3])
+        assert np.allclose(shifted, output) is not is_even
+
+
+def test_batch_norm_moves_its_statistics_by_a_tenth():
+    model = build(Variant("test", (1, 1), (8, 8), stem="cifar"), input_shape=(6, 6, 3))
+    x = np.random.default_rng(0).normal(2.0, 3.0, size=(5, 6, 6, 3)).astype("float32")
+    (maps,) = outputs(model, x, ["stem_conv"])
+    model(x, training=True)
+    _, _, mean, variance = model.get_layer("stem_bn").get_weights()
+    np.testing.assert_allclose(mean, 0.1 * maps.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * maps.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "size"), [("stage2_block1_conv2", 3), ("stem_conv", 7)])
+def test_initial_weights_have_the_variance_of_fan_out(name, size):
+    """He et al. 2015b, and not cut off at two deviations as Keras's "he_normal" is."""
+    model = build(Variant("test", (1, 1), (64, 128)), input_shape=(32, 32, 16))
+    kernel = model.get_layer(name).get_weights()[0]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (size**2 * kernel.shape[-1])), rel=0.02)
     assert np.mean(np.abs(kernel) > 2 * kernel.std()) == pytest.approx(0.0455, rel=0.1)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_of_zero_gamma_is_the_identity_on_non_negative_input(kind):
-    variant = Variant("test", (1,), (3,), zero_init_residual=True, **KINDS[kind])
-    channels = 3 * blocks.RESIDUALS[variant.block].expansion
-    image = keras.Input((6, 5, channels))
-    output = blocks.residual_block(image, variant, blocks.Geometry(3), name="b")
-    x = np.random.default_rng(0).uniform(0, 3, size=(2, 6, 5, channels)).astype("float32")
-    for training in (False, True):
-        np.testing.assert_array_equal(keras.Model(image, output)(x, training=training), x)
+def test_block_of_zero_gamma_is_the_identity_on_non_negative_input(kind, training):
+    model = drawn(kind, float64=False, zero_init_residual=True, shortcut="zero_padding")
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 2)).astype("float32")
+    names = [f"stage{stage}_block{block}_out" for stage in (1, 2) for block in (1, 2)]
+    first, second, third, fourth = outputs(model, x, names, training=training)
+    np.testing.assert_array_equal(second, first)
+    np.testing.assert_array_equal(fourth, third)
+    np.testing.assert_array_equal(third[..., : first.shape[-1]], first[:, ::2, ::2])
+    assert np.any(first)

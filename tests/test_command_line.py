@@ -65,6 +65,16 @@ def test_list_shows_networks_and_recipes():
         assert name in answer.stdout
 
 
+def test_list_counts_what_the_paper_counts():
+    """Parameters of the paper's table 6, to the digit, and the multiply-adds of option A."""
+    answer = training("list", "*resnet20", "--count", cwd=CHECKOUT)
+    assert answer.returncode == 0, answer.stderr
+    assert "269,722" in answer.stdout
+    assert "40,551,040" in answer.stdout
+    assert "cifar10-resnet20" in answer.stdout
+    assert "resnet32" not in answer.stdout
+
+
 def test_training_prints_its_results_and_what_to_do_next(trained):
     folder, output = trained
     run = folder / "runs" / "digits-resnet20-seed7"

@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
+from keras_resnet.layers import BatchNormalization, StochasticDepth, ZeroPadShortcut
 
 
 @pytest.mark.parametrize("strides", [1, 2, 3])
@@ -110,3 +111,78 @@ def test_impossible_survival_probability(probability):
     assert str(error.value) == (
         f"A survival probability lies in (0, 1]. Received: survival_probability={probability}"
     )
+
+
+def batch_norms(axis=-1, **arguments):
+    """Ours and Keras's, with the same weights, for maps of four channels."""
+    pair = [
+        layer(axis=axis, momentum=0.9, epsilon=1e-5, **arguments)
+        for layer in (BatchNormalization, keras.layers.BatchNormalization)
+    ]
+    shape = (None, 4, None, None) if axis == 1 else (None, None, None, 4)
+    values = np.random.default_rng(0).uniform(0.5, 2.0, size=(4, 4))
+    for layer in pair:
+        layer.build(shape)
+        for weight, value in zip(layer.weights, values):
+            weight.assign(value)
+    return pair
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("axis", "dtype", "tolerance"),
+    [
+        (-1, "float32", 1e-5),
+        (1, "float32", 1e-5),
+        (-1, "float64", 1e-12),
+        (-1, "mixed_bfloat16", 0.05),
+        (-1, "mixed_float16", 5e-3),
+        (-1, "bfloat16", 0.05),
+    ],
+)
+def test_batch_norm_is_that_of_keras(axis, dtype, tolerance, training):
+    rng = np.random.default_rng(1)
+    shape = (3, 4, 5, 6) if axis == 1 else (3, 5, 6, 4)
+    x, weights = rng.normal(1.0, 2.0, size=shape), rng.normal(size=shape)
+    results = []
+    for layer in batch_norms(axis, dtype=dtype):
+        image = tf.cast(x, layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            y = layer(image, training=training)
+            loss = tf.reduce_sum(tf.cast(y, "float64") * weights)
+        sources = [image, layer.gamma.value, layer.beta.value]
+        gradients = tape.gradient(loss, sources)
+        assert y.dtype == layer.compute_dtype
+        results.append([y, *gradients, layer.moving_mean, layer.moving_variance])
+    for ours, theirs in zip(*results):
+        ours, theirs = (np.float64(tf.cast(result, "float64")) for result in (ours, theirs))
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_frozen_batch_norm_uses_and_keeps_its_statistics():
+    x = np.random.default_rng(1).normal(1.0, 2.0, size=(3, 5, 6, 4)).astype("float32")
+    ours, theirs = batch_norms()
+    ours.trainable = theirs.trainable = False
+    before = ours.get_weights()
+    y, expected = (layer(x, training=True) for layer in (ours, theirs))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ours.get_weights(), before)
+
+
+@pytest.mark.parametrize("arguments", [{"scale": False}, {"center": False}])
+def test_batch_norm_without_gamma_or_beta(arguments):
+    x = np.random.default_rng(1).normal(1.0, 2.0, size=(3, 5, 6, 4)).astype("float32")
+    ours, theirs = batch_norms(**arguments)
+    y, expected = (layer(x, training=True) for layer in (ours, theirs))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_open_sizes_under_compilation():
+    x = np.random.default_rng(1).normal(1.0, 2.0, size=(3, 5, 6, 4)).astype("float32")
+    ours, theirs = batch_norms()
+    signature = [tf.TensorSpec((None, None, None, 4))]
+    compiled = tf.function(lambda x: ours(x, training=True), input_signature=signature)
+    np.testing.assert_allclose(compiled(x), theirs(x, training=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-5)

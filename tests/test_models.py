@@ -11,15 +11,32 @@ from structure import COMMAND, GOLDEN, build_unallocated, structure
 
 import keras_resnet
 from keras_resnet import ResNet, Variant, build
+from keras_resnet.preprocessing import CIFAR10
 from keras_resnet.variants import VARIANTS
 
-# Every kind of block, in networks small enough to run in milliseconds.
+# Every kind of block, in networks small enough to run in milliseconds. Not below 16 channels: the
+# gradient of a strided 1x1 convolution of fewer overwrites memory on CPUs (oneDNN, issue 6035).
+SIZES = {"blocks": (1, 2, 1, 2), "filters": (4, 8, 12, 16), "classes": 5}
 TINY = {
-    "basic": Variant("basic", (1, 2, 1, 2), (4, 6, 8, 10), classes=5),
-    "v1": Variant("v1", (1, 2, 1, 2), (2, 3, 4, 5), "bottleneck", stride_in_1x1=True, classes=5),
-    "v1.5": Variant("v1.5", (1, 2, 1, 2), (2, 3, 4, 5), "bottleneck", classes=5),
-    "cifar": Variant("cifar", (2, 1, 2), (4, 6, 8), stem="cifar", shortcut="zero_padding"),
+    "basic": Variant("basic", **SIZES | {"filters": (16, 24, 32, 48)}),
+    "v1": Variant("v1", block="bottleneck", stride_in_1x1=True, **SIZES),
+    "v1.5": Variant("v1.5", block="bottleneck", **SIZES),
+    "cifar": Variant(
+        "cifar",
+        (2, 1, 2),
+        (16, 24, 32),
+        stem="cifar",
+        shortcut="zero_padding",
+        classes=10,
+        preprocessing=CIFAR10,
+    ),
 }
+PAPER = [
+    name
+    for pattern in ("resnet[0-9]*", "plainnet*", "cifar_resnet*", "cifar_plainnet*")
+    for name in keras_resnet.list_variants(pattern)
+    if VARIANTS[name].reference.startswith("He et al. 2015")
+]
 
 
 def images(*shape, seed=0):
@@ -49,7 +66,7 @@ def test_golden_files_are_those_of_the_table():
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(VARIANTS), COMMAND
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PAPER)
 def test_one_addition_per_block(name):
     variant = VARIANTS[name]
     added = [x for x in build_unallocated(name).layers if isinstance(x, keras.layers.Add)]
@@ -110,7 +127,8 @@ def test_dilated_network_equals_the_strided_one_where_that_looks(name, size):
         features = run(dilated, x)
         sides = [-(-side * step // full_stride) for side in size]
         assert features.shape[1:3] == tuple(sides)
-        np.testing.assert_allclose(features[:, ::step, ::step], expected, rtol=1e-4)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(features[:, ::step, ::step], expected, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("order", ["original", "bn_after_addition", "full_pre_activation"])
@@ -169,7 +187,7 @@ def test_pooling_without_the_top(pooling):
 
 def test_classifier_activation_none_gives_logits():
     logits = built("cifar", classifier_activation=None)
-    probabilities = build(TINY["cifar"], classes=10)
+    probabilities = build(TINY["cifar"])
     probabilities.set_weights(logits.get_weights())
     x = images(2, 32, 32, 3)
     expected = tf.nn.softmax(run(logits, x))
@@ -291,7 +309,7 @@ def test_weights_file_comes_back(tmp_path):
 
 
 def test_clone_has_the_same_graph_and_names():
-    model = built("v1.5", survival_probability=0.8)
+    model = built("v1.5", survival_probability=0.8, input_shape=(64, 64, 3))
     clone = keras.models.clone_model(model)
     assert type(clone) is ResNet
     assert [x.name for x in clone.layers] == [x.name for x in model.layers]
@@ -307,7 +325,7 @@ def test_survival_falls_linearly_with_depth():
         drops = [x for x in model.layers if isinstance(x, keras_resnet.layers.StochasticDepth)]
         survival = [drop.survival_probability for drop in drops]
         total = (depth - 2) // 2
-        np.testing.assert_allclose(survival, [1 - l / total / 2 for l in range(1, total + 1)])
+        np.testing.assert_allclose(survival, [1 - block / total / 2 for block in range(1, total + 1)])
         assert sum(survival) == pytest.approx((3 * total - 1) / 4)
 
 
@@ -320,10 +338,10 @@ def test_dropped_residuals_are_scaled_at_inference():
         if weight.path in weights:
             weights[weight.path].assign(weight)
     positions = [(stage, block) for stage in range(3) for block in range((2, 1, 2)[stage])]
-    for l, (stage, block) in enumerate(positions, 1):
+    for position, (stage, block) in enumerate(positions, 1):
         bn = model.get_layer(f"stage{stage + 1}_block{block + 1}_bn2")
         for weight in (bn.gamma, bn.beta):
-            weight.assign(weight * (1 - l / 5 * 0.6))
+            weight.assign(weight * (1 - position / 5 * 0.6))
     x = images(2, 32, 32, 3)
     np.testing.assert_allclose(run(dropped, x), run(model, x), rtol=1e-3, atol=1e-6)
 
@@ -336,5 +354,5 @@ def test_residuals_are_dropped_in_training():
             layer.survival_probability = 1e-9
     stem = keras.Model(model.input, model.get_layer("stem_relu").output)
     x = images(2, 9, 9, 3)
-    expected = np.pad(run(stem, x, training=True)[:, ::4, ::4], [(0, 0)] * 3 + [(0, 4)])
+    expected = np.pad(run(stem, x, training=True)[:, ::4, ::4], [(0, 0)] * 3 + [(0, 16)])
     np.testing.assert_allclose(run(model, x, training=True), expected, rtol=1e-5, atol=1e-6)

@@ -164,16 +164,23 @@ def export(
 
 @app.command("list")
 def list_(
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="Names to show, e.g. `'*resnet20'`.")
+    ] = "*",
     count: Annotated[
         bool,
-        typer.Option("--count", help="Build every network and count (takes about half a minute)."),
+        typer.Option(
+            "--count",
+            help="Build each network and count its parameters and multiply-adds; the deepest take "
+            "half a minute.",
+        ),
     ] = False,
 ):
     """Show the networks and the recipes."""
     from training import tables
 
-    console.print(tables.variants(counted=count))
-    console.print(tables.recipes())
+    console.print(tables.variants(pattern, counted=count))
+    console.print(tables.recipes(pattern))
 
 
 @app.command()

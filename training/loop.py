@@ -79,7 +79,7 @@ def train(
     started = time.perf_counter()
     if verbose is None:
         verbose = 1 if sys.stdout.isatty() else 2
-    epoch = steps_per_epoch(recipe, dataset)
+    epoch = min(steps_per_epoch(recipe, dataset), recipe.steps)
     history = _fit(model, batches, recipe.steps, epoch, run_dir=run_dir, verbose=verbose)
     seconds = time.perf_counter() - started
     plots.training_curves(history, run_dir / "curves.png", title=recipe.name)

@@ -141,7 +141,8 @@ RECIPES: dict[str, Recipe] = {
             milestones=(250, 375),
             weight_decay=1e-3,
             augmentation="shift",
-            reference="ours: the recipe of the paper's CIFAR-10, in seconds on two cores",
+            reference="ours: the paper's CIFAR-10 recipe, shortened to a minute on two cores",
+            measured_accuracy=0.9861,  # seed 0, two replicas
         ),
         _cifar10("resnet20", reference=_TABLE_6.format("91.25%")),
         _cifar10("resnet32", reference=_TABLE_6.format("92.49%")),

@@ -1,5 +1,7 @@
 """What the command line prints: results as tables."""
 
+import fnmatch
+
 import keras
 from rich.table import Table
 
@@ -12,17 +14,18 @@ from training.records import Record
 MANY_CLASSES = 20  # more are no table a person reads
 
 
-def variants(*, counted: bool) -> Table:
+def variants(pattern: str, *, counted: bool) -> Table:
     """The networks that can be built.
 
     Args:
+        pattern: Shell-style pattern of the names.
         counted: Whether to build each one and count its parameters and multiply-adds.
     """
     table = Table("network", "blocks", "filters", "shortcut", "input", title="Networks")
     if counted:
         table.add_column("parameters", justify="right")
         table.add_column("multiply-adds", justify="right")
-    for name in keras_resnet.list_variants():
+    for name in keras_resnet.list_variants(pattern):
         variant = keras_resnet.VARIANTS[name]
         cells = [
             name,
@@ -40,13 +43,18 @@ def variants(*, counted: bool) -> Table:
     return table
 
 
-def recipes() -> Table:
-    """The recipes that can be followed."""
+def recipes(pattern: str) -> Table:
+    """The recipes that can be followed.
+
+    Args:
+        pattern: Shell-style pattern of the names.
+    """
     table = Table("recipe", "network", "dataset", title="Recipes")
     for heading in ("batch", "steps", "rate", "divided at", "decay", "measured"):
         table.add_column(heading, justify="right")
     table.add_column("reference")
-    for recipe in RECIPES.values():
+    for name in fnmatch.filter(RECIPES, pattern):
+        recipe = RECIPES[name]
         table.add_row(
             recipe.name,
             recipe.variant,

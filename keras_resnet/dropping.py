@@ -1,0 +1,102 @@
+"""Stochastic depth that saves the work: on TensorFlow a dropped residual is not computed.
+
+`StochasticDepth` alone multiplies a computed residual by 0. In training on TensorFlow a model of
+this package runs its graph with a condition around each block's residual instead.
+"""
+
+import tensorflow as tf
+from keras import layers
+
+from keras_resnet.layers import StochasticDepth
+
+
+def find_residuals(model) -> dict:
+    """What the conditions go around.
+
+    Args:
+        model: A Functional model.
+
+    Returns:
+        For each addition that a `StochasticDepth` per batch feeds: the nodes of its residual in
+        the order of execution, the one of the `StochasticDepth` last. Empty if there are none.
+    """
+    nodes = _nodes(model)
+    consumers = {}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            consumers.setdefault(id(tensor), []).append(node)
+    kept = {id(tensor) for tensor in model.outputs}
+    residuals = {}
+    for addition in nodes:
+        if not isinstance(addition.operation, layers.Add):
+            continue
+        drops = [node for node in addition.parent_nodes if _drops_batch(node.operation)]
+        if len(drops) != 1:
+            continue
+        residual = {drops[0]}
+        # Everything before the drop that serves nothing else: consumers come before producers.
+        for node in reversed(nodes[: nodes.index(drops[0])]):
+            uses = [user for tensor in node.outputs for user in consumers.get(id(tensor), [])]
+            is_output = any(id(tensor) in kept for tensor in node.outputs)
+            if uses and not is_output and residual.issuperset(uses):
+                residual.add(node)
+        residuals[addition] = [node for node in nodes if node in residual]
+    return residuals
+
+
+def run(model, inputs, residuals: dict):
+    """Runs a Functional model in training, without the residuals that are dropped.
+
+    Args:
+        model: The model.
+        inputs: Its input tensor.
+        residuals: Those of `find_residuals(model)`.
+
+    Returns:
+        The model's output, a tensor.
+    """
+    values = {id(model.inputs[0]): inputs}
+    inside = {node for nodes in residuals.values() for node in nodes}
+    for node in _nodes(model):
+        if node.is_input or node in inside:
+            continue
+        if node in residuals:
+            _run_addition(node, residuals[node], values)
+        else:
+            _run_node(node, values)
+    return values[id(model.outputs[0])]
+
+
+def _run_addition(addition, residual, values):
+    drop = residual[-1]
+    (shortcut,) = (x for x in addition.input_tensors if x is not drop.outputs[0])
+    shortcut = values[id(shortcut)]
+
+    def add():
+        inner = dict(values)
+        for node in residual[:-1]:
+            _run_node(node, inner)
+        return shortcut + inner[id(drop.input_tensors[0])]
+
+    values[id(addition.outputs[0])] = tf.cond(
+        drop.operation.draw(), add, lambda: tf.identity(shortcut)
+    )
+
+
+def _run_node(node, values):
+    args, kwargs = node.arguments.fill_in(values)
+    if getattr(node.operation, "_call_has_training_arg", False):
+        kwargs["training"] = True
+    outputs = node.operation(*args, **kwargs)
+    for tensor, value in zip(node.outputs, tf.nest.flatten(outputs)):
+        values[id(tensor)] = value
+
+
+def _nodes(model):
+    """The calls of a model's layers, in an order in which they can be executed."""
+    by_depth = model._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def _drops_batch(operation):
+    return isinstance(operation, StochasticDepth) and not operation.per_image
