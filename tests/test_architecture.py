@@ -11,35 +11,29 @@ import keras_resnet
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Which modules of the library a module may import. Every module may import `errors` besides.
+# Which modules of the library a module may import; each may import `errors` besides.
+DRAWING = ("blocks", "shortcuts", "stems", "parts", "layers", "variants")
 ALLOWED = {
     "errors": (),
     "preprocessing": (),
     "macs": (),
     "layers": (),
-    "replica_xla": (),
     "variants": ("preprocessing",),
     "parts": ("layers", "variants"),
     "stems": ("parts", "layers", "variants"),
     "shortcuts": ("parts", "layers", "variants"),
-    "blocks": ("shortcuts", "stems", "parts", "layers", "variants"),
-    "models": (
-        "blocks",
-        "shortcuts",
-        "stems",
-        "parts",
-        "replica_xla",
-        "weights",
-        "variants",
-        "preprocessing",
-    ),
+    "blocks": DRAWING[1:],
+    "models": (*DRAWING, "weights", "preprocessing", "replica_xla"),
     "applications": ("models", "variants"),
+    "dropping": ("layers",),
+    "replica_xla": ("dropping",),
     "weights": ("variants", "preprocessing"),
-    "surgery": ("models", "blocks", "parts", "layers", "variants"),
+    "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "preprocessing"),
     "export": ("preprocessing",),
 }
-TENSORFLOW = {"layers", "replica_xla", "preprocessing", "export"}  # these import it, lazily
+# Modules of TensorFlow alone, which `models` imports where that is the backend.
+OF_TENSORFLOW = {"replica_xla", "dropping"}
 
 
 def modules(package):
@@ -86,11 +80,11 @@ def test_the_library_imports_in_one_direction(module):
 
 
 @pytest.mark.parametrize("module", modules("keras_resnet"), ids=identity)
-def test_tensorflow_is_imported_late_and_in_few_places(module):
+def test_tensorflow_is_imported_late(module):
     path, part = module
-    assert not [name for name in imports(path, top_level=True) if name.startswith("tensorflow")]
-    if part not in TENSORFLOW:
-        assert not [name for name in imports(path) if name.startswith("tensorflow")]
+    late = {"tensorflow", *(f"keras_resnet.{name}" for name in OF_TENSORFLOW)}
+    for name in imports(path, top_level=True) if part not in OF_TENSORFLOW else ():
+        assert not any(name == module or name.startswith(f"{module}.") for module in late), name
 
 
 @pytest.mark.parametrize("module", modules("training"), ids=identity)
@@ -98,13 +92,8 @@ def test_training_uses_only_public_names(module):
     for name in imports(module[0]):
         package, *parts = name.split(".")
         if package == "keras_resnet" and parts:
+            assert parts[0] in {*keras_resnet.__all__, "errors", "preprocessing"}, name
             assert not any(part.startswith("_") for part in parts), name
-            owner, public = keras_resnet, None
-            for part in parts:
-                public = getattr(owner, "__all__", None)
-                owner = getattr(owner, part)
-            # A name of the package, of a subpackage with `__all__`, or of `errors`.
-            assert parts[0] == "errors" or (public and parts[-1] in public), name
 
 
 def test_macs_knows_keras_only():
