@@ -16,8 +16,8 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
     saves, loads and exports like any other model.
 
     Args:
-        models: At least two classifiers, Functional or Sequential, with the same input shape, number
-            of classes and preprocessing.
+        models: At least two classifiers, Functional or Sequential, with the same input shape,
+            number of classes and preprocessing.
         name: Name of the new model; the members are called `{name}_member1` and so on.
 
     Returns:
@@ -36,7 +36,7 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
     models = list(models)
     if len(models) < 2:
         raise ValueError(
-            f"An ensemble needs at least two members. Expected a list of models. "
+            "An ensemble needs at least two members. Expected a list of models. "
             f"Received: {len(models)} of them"
         )
     for what in ("input_shape", "output_shape", "preprocessing"):

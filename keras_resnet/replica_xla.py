@@ -25,12 +25,21 @@ class ReplicaModel(keras.Model):
             return dropping.run(self, self._standardize_inputs(inputs)[0], self._residuals)
         return super().call(inputs, training=training, mask=mask)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Makes the variables of optimizer and metrics before the training step is traced.
+
+        Keras does so under a strategy only. Elsewhere it makes them in the trace, and TensorFlow
+        traces a second time: minutes, for a thousand layers.
+        """
+        if self._distribute_strategy is not None:
+            super()._maybe_symbolic_build(iterator, data_batch)
+        elif iterator is not None:
+            # The shapes alone: a batch taken from a generator would be lost to the training.
+            spec = iterator._get_iterator().element_spec
+            if all(getattr(part, "shape", None) is not None for part in tf.nest.flatten(spec)):
+                self._symbolic_build(data_batch=spec)
+
     def train_step(self, data):
-        if self._distribute_strategy is None:
-            # The variables of optimizer and metrics, before they would be made in the trace:
-            # TensorFlow then traces a second time, which takes minutes for a thousand layers.
-            with tf.init_scope():
-                self._symbolic_build(data_batch=data)
         if not self._compiles_inside:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
