@@ -1,6 +1,6 @@
 """Residual networks for Keras, exact to the last parameter."""
 
-from keras_resnet import export
+from keras_resnet import export, surgery
 from keras_resnet.applications import (
     CifarPlainNet,
     CifarPlainNet20,
@@ -155,4 +155,5 @@ __all__ = [
     "export",
     "list_variants",
     "preprocess_input",
+    "surgery",
 ]

@@ -110,11 +110,14 @@ def block(
 
 
 def randomize(model, seed=0):
-    """Gives every weight a random value; variances and gammas stay away from 0."""
+    """Gives every weight a random value such that features keep their size; gammas stay off 0."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
-        low = 0.5 if weight.name in ("gamma", "moving_variance") else -1.0
-        weight.assign(rng.uniform(low, 1.5, size=weight.shape))
+        if len(weight.shape) > 1:
+            weight.assign(rng.normal(size=weight.shape) / np.sqrt(np.prod(weight.shape[:-1])))
+        else:
+            low = 0.5 if weight.name in ("gamma", "moving_variance") else -0.5
+            weight.assign(rng.uniform(low, 1.5, size=weight.shape))
 
 
 def weights_of(model, prefix):

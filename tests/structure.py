@@ -37,7 +37,7 @@ def structure(model):
     """
     rows = []
     for weight in model.weights:
-        part, name = re.match(r"([a-z]+\d*(?:_block\d+)?)[_/](.+)", weight.path).groups()
+        part, name = re.match(r"(stage\d+(?:_block\d+)?|[a-z]+)[_/]?(.+)", weight.path).groups()
         shape = "x".join(map(str, weight.shape))
         rows.append((part, f"{name} {weight.dtype} {shape}"))
     parts = [

@@ -7,6 +7,7 @@ from keras_resnet.export.inference import inference_model, write_saved_model
 from keras_resnet.export.report import ExportReport, Tolerance, compare
 from keras_resnet.export.staging import check_replaceable, is_saved_model, quiet_console, staged
 from keras_resnet.preprocessing import Preprocessing, model_preprocessing
+from keras_resnet.surgery import fold_batch_norm
 
 
 def saved_model(
@@ -23,8 +24,9 @@ def saved_model(
     Its signature `serving_default` maps `images`, uint8 of shape `(batch, height, width,
     channels)`, to `probabilities`, float32 of shape `(batch, classes)`. Resizing and normalisation
     happen inside, as `preprocessing` says; a model without a fixed input size only normalises. A
-    model that ends in logits gets a softmax. The file needs TensorFlow alone to load, computes in
-    float32, and stores every weight once (Keras's `model.export` does so twice).
+    model that ends in logits gets a softmax. Batch normalisation is folded into the convolutions.
+    The file needs TensorFlow alone to load, computes in float32, and stores every weight once
+    (Keras's `model.export` does so twice).
 
     Args:
         model: The trained Keras model, Functional, channels last; also one that was built under a
@@ -54,6 +56,7 @@ def saved_model(
 
     import tensorflow as tf
 
+    folded = fold_batch_norm(keras_model)
     fixed_size = None not in keras_model.input_shape[1:3]
     prepare = preprocessing if fixed_size else preprocessing.normalize
 
@@ -62,11 +65,11 @@ def saved_model(
         images = tf.cast(images, tf.float32)
         if fixed_size:
             images = _resize(images, preprocessing)
-        return {"probabilities": keras_model(preprocessing.normalize(images), training=False)}
+        return {"probabilities": folded(preprocessing.normalize(images), training=False)}
 
     with staged(path) as made:
         with quiet_console():
-            write_saved_model(made, {"serving_default": classify}, keras_model)
+            write_saved_model(made, {"serving_default": classify}, folded)
             served = tf.saved_model.load(str(made)).signatures["serving_default"]
         return compare(
             format="saved_model",

@@ -13,6 +13,7 @@ from keras_resnet.export.report import ExportReport, Tolerance, compare
 from keras_resnet.export.runtime import load_tflite
 from keras_resnet.export.staging import check_replaceable, is_tflite, quiet_console, staged
 from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.surgery import fold_batch_norm
 
 CALIBRATION_IMAGES = 500  # more changes nothing: ranges are converged
 ENOUGH_CALIBRATION_IMAGES = 100
@@ -87,7 +88,7 @@ def tflite(
 
     with staged(path) as made:
         with quiet_console():
-            made.write_bytes(_convert(keras_model, quantization, calibration))
+            made.write_bytes(_convert(fold_batch_norm(keras_model), quantization, calibration))
             run = load_tflite(made)
         return compare(
             format="tflite" if quantization is None else f"tflite_{quantization}",

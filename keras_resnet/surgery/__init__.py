@@ -1,0 +1,21 @@
+"""Operations on trained networks that keep their function: fold, deepen, to plain and back.
+
+They take Functional models (or built Sequential ones) of this package or not, find the pattern they
+need in the graph, and return a new model with weights of its own; the model that was given is left
+as it was. The result is not compiled.
+"""
+
+from keras_resnet.surgery.deepening import deepen
+from keras_resnet.surgery.folding import batch_norm_folds, fold_batch_norm
+from keras_resnet.surgery.plain import PlainCost, plain_cost, to_plain
+from keras_resnet.surgery.residual import to_residual
+
+__all__ = [
+    "PlainCost",
+    "batch_norm_folds",
+    "deepen",
+    "fold_batch_norm",
+    "plain_cost",
+    "to_plain",
+    "to_residual",
+]
