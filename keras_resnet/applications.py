@@ -7,8 +7,10 @@ from keras_resnet.variants import cifar_variant, get_variant
 
 _DOCUMENTATION = """The {depth}-layer {kind} for {data}.
 
-{reference}. The arguments up to `name` are those of keras.applications, in its order; the others
-have this network's own values as defaults.
+{reference}.
+
+The arguments up to `name` are those of keras.applications, in its order; the others have this
+network's own values as defaults.
 
 Args:
     include_top: Whether to end in average pooling and a classifier.

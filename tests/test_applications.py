@@ -104,7 +104,7 @@ def test_every_named_network_has_a_constructor_and_builds_its_row():
     built = {name.lower().replace("cifar", "cifar_") for name in CONSTRUCTORS}
     assert set(paper) <= built
     model = keras_resnet.CifarPlainNet32()
-    assert model.variant == VARIANTS["cifar_plainnet32"] and model.name == "cifar_plainnet32"
+    assert (model.variant, model.name) == (VARIANTS["cifar_plainnet32"], "cifar_plainnet32")
     assert keras_resnet.CifarResNet(depth=14).variant.blocks == (2, 2, 2)
     assert keras_resnet.CifarPlainNet(8, classes=3).output_shape == (None, 3)
 
@@ -119,19 +119,20 @@ def test_positional_arguments_go_where_those_of_keras_applications_go():
 def test_help_reads_well(name):
     text = pydoc.plain(pydoc.render_doc(getattr(keras_resnet, name)))
     assert f"{name}(" in text.splitlines()[2]
-    assert not {"{headline}", "{reference}", "{constructor}"} & set(text.split())
-    assert "{" not in text and "}" not in text
+    assert not {"{", "}"} & set(text)
     assert max(map(len, inspect.getdoc(getattr(keras_resnet, name)).splitlines())) <= 100
     if name in CONSTRUCTORS:
         parameters = inspect.signature(CONSTRUCTORS[name]).parameters
         assert all(f"    {parameter}: " in text for parameter in parameters)
-        assert f"keras_resnet.{name}(" in text and "Returns:" in text and "Raises:" in text
+        for part in (f"keras_resnet.{name}(", "Returns:", "Raises:"):
+            assert part in text
 
 
 def test_help_of_resnet34_says_what_it_is():
     text = inspect.getdoc(keras_resnet.ResNet34)
     assert text.startswith("The 34-layer residual network for ImageNet.\n")
-    assert "(224, 224, 3)" in text and "32 (default), 16 or 8" in text
+    for default in ("(224, 224, 3)", "32 (default), 16 or 8"):
+        assert default in text
 
 
 # "..." stands for the names that other families of networks add.
@@ -168,7 +169,7 @@ REFUSED = [
     (
         {"activation_order": "pre_activation"},
         "Unknown activation_order. Expected one of original, bn_after_addition, "
-        "relu_before_addition, relu_pre_activation, full_pre_activation. "
+        "relu_before_addition, relu_pre_activation, full_pre_activation... "
         "Received: 'pre_activation'. Did you mean 'relu_pre_activation'?",
     ),
     (
@@ -219,12 +220,12 @@ def test_unknown_options_are_refused():
         f"Unknown option. Expected one of {', '.join(OPTION_NAMES)}. "
         "Received: 'shortcuts'. Did you mean 'shortcut'?"
     )
-    with pytest.raises(TypeError, match="unexpected keyword argument 'shortcuts'"):
+    with pytest.raises(TypeError, match="Did you mean 'shortcut'"):
         keras_resnet.ResNet18(shortcuts="projection")
 
 
 def test_nothing_is_built_when_an_argument_is_refused(monkeypatch):
-    monkeypatch.setattr(keras.layers.Layer, "__call__", lambda *args, **kwargs: pytest.fail())
+    monkeypatch.setattr(keras.layers.Layer, "__call__", lambda *_, **__: pytest.fail("built"))
     for arguments, _ in REFUSED:
         with pytest.raises(ValueError):
             keras_resnet.ResNet18(**arguments)

@@ -30,7 +30,7 @@ ALLOWED = {
     "weights": ("variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "preprocessing"),
-    "export": ("preprocessing",),
+    "export": ("preprocessing", "surgery"),
 }
 # Modules of TensorFlow alone, which `models` imports where that is the backend.
 OF_TENSORFLOW = {"replica_xla", "dropping"}

@@ -18,9 +18,7 @@ pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zo
 
 # Blocks per stage, and what differs from the row.
 NETWORKS = {
-    "zero_padding": ("cifar_resnet20", (2, 1, 1), {}),
-    "stochastic_depth": ("cifar_resnet20", (1, 1, 1), {"survival_probability": 0.5}),
-    "plain": ("cifar_plainnet20", (1, 1, 1), {}),
+    "zero_padding": ("cifar_resnet20", (1, 1, 1), {"survival_probability": 0.5}),
     "dilated": ("resnet18", (1, 1, 1, 1), {"output_stride": 16}),
     "bottleneck": ("resnet50", (1, 1, 1, 1), {}),
     "pre_activation": ("cifar_resnet20", (1, 1, 1), {"activation_order": "full_pre_activation"}),
@@ -28,12 +26,14 @@ NETWORKS = {
 
 
 def build(name, blocks, options):
-    """A shortened row of the table, with logits."""
+    """A row of the table, shortened and thinned, with logits."""
     row = keras_resnet.VARIANTS[name]
-    variant = dataclasses.replace(row, blocks=tuple(blocks), **options)
-    return keras_resnet.build(variant, input_shape=(33, 40, 3), classifier_activation=None)
+    thin = {"blocks": tuple(blocks), "filters": (8, 16, 24, 32)[: len(blocks)], "classes": 10}
+    variant = dataclasses.replace(row, **thin, **options)
+    return keras_resnet.build(variant, input_shape=(17, 24, 3), classifier_activation=None)
 
 
+FAST = "--xla_backend_optimization_level=0"  # compiles in a third of the time
 SCRIPT = """
 import json, sys
 sys.path.insert(0, "tests")
@@ -48,10 +48,8 @@ for key, row in networks.items():
     model.load_weights(folder + "/" + key + ".weights.h5")
     np.save(folder + "/" + key, model.predict(images, verbose=0))
     model.save(folder + "/" + key + ".keras")
-noisy = build(*networks["stochastic_depth"])
-noisy.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-losses = noisy.fit(images, np.arange(2), verbose=0).history["loss"]
-assert np.isfinite(losses).all()
+    if key == "zero_padding":
+        assert np.isfinite(model(images, training=True)).all()
 """
 
 
@@ -59,7 +57,7 @@ assert np.isfinite(losses).all()
 def on_jax(tmp_path_factory):
     """The networks, their outputs on TensorFlow, and the folder with what JAX makes of them."""
     folder = tmp_path_factory.mktemp("jax")
-    images = np.random.default_rng(0).normal(size=(2, 33, 40, 3)).astype("float32")
+    images = np.random.default_rng(0).normal(size=(2, 17, 24, 3)).astype("float32")
     np.save(folder / "images.npy", images)
     outputs = {}
     for key, row in NETWORKS.items():
@@ -71,7 +69,7 @@ def on_jax(tmp_path_factory):
         outputs[key] = keras.ops.convert_to_numpy(model(images))
     subprocess.run(
         [sys.executable, "-c", SCRIPT, folder, json.dumps(NETWORKS)],
-        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST},
         cwd=pathlib.Path(__file__).parents[1],
         check=True,
     )
@@ -86,7 +84,7 @@ def test_outputs_are_those_of_tensorflow(on_jax, key):
     np.testing.assert_allclose(np.load(folder / f"{key}.npy"), outputs[key], atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("key", ["stochastic_depth", "bottleneck"])
+@pytest.mark.parametrize("key", ["zero_padding", "bottleneck"])
 def test_a_model_saved_on_jax_loads_on_tensorflow(on_jax, key):
     folder, images, outputs = on_jax
     model = keras.models.load_model(folder / f"{key}.keras")

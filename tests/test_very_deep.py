@@ -30,7 +30,8 @@ except RecursionError:
 else:
     sys.exit("stock Keras draws it too: the test shows nothing")
 
-model = keras_resnet.CifarResNet(depth=depth, input_shape=(8, 8, 3))
+# Blocks that start as the identity keep the untrained outputs finite.
+model = keras_resnet.CifarResNet(depth=depth, input_shape=(8, 8, 3), zero_init_residual=True)
 middle = keras.Model(model.input, model.get_layer(f"stage2_block{blocks}_out").output)
 assert middle.output_shape == (None, 4, 4, 32)
 
@@ -45,7 +46,7 @@ for one, two in zip(model.weights, loaded.weights, strict=True):
 clone = keras.models.clone_model(loaded)
 assert [layer.name for layer in clone.layers] == [layer.name for layer in model.layers]
 x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("float32")
-assert np.array_equal(loaded(x), model(x))
+assert np.isfinite(model(x)).all() and np.array_equal(loaded(x), model(x))
 """
 
 
@@ -58,8 +59,8 @@ def check(depth, limit, folder):
 
 
 def test_a_network_deeper_than_the_recursion_limit(tmp_path):
-    """Of 302 layers under a limit in the same proportion: seconds instead of minutes."""
-    check(302, 250, tmp_path)
+    """Of 200 layers under a limit in the same proportion: seconds instead of minutes."""
+    check(200, 180, tmp_path)
 
 
 @pytest.mark.slow
