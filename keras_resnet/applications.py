@@ -2,7 +2,8 @@
 
 import inspect
 
-from keras_resnet.models import OPTIONS, ResNet, build
+from keras_resnet.axes import OPTIONS
+from keras_resnet.models import ResNet, build
 from keras_resnet.variants import cifar_variant, get_variant
 
 _DOCUMENTATION = """The {depth}-layer {kind} for {data}.

@@ -49,7 +49,9 @@ def residual_block(x, variant, geometry, name):
     shortcut = SHORTCUTS[variant.shortcut]
     names = Names(name)
     filters = geometry.filters * RESIDUALS[variant.block][-1][1]
-    changes = geometry.strides > 1 or x.shape[channel_axis()] != filters
+    # A stride that became dilation still counts: the weights are those of the strided network.
+    strided = geometry.strides > 1 or geometry.dilation != geometry.dilation_before
+    changes = strided or x.shape[channel_axis()] != filters
 
     activated = activate(x, order.first, names)
     residual = _residual(activated, variant, geometry, names)
@@ -77,7 +79,7 @@ def _residual(x, variant, geometry, names):
     last, last_3x3 = len(convolutions) - 1, len(convolutions) - 1 - kernel_sizes[::-1].index(3)
     is_dense = variant.shortcut == "concatenation"
     for position, (kernel_size, width) in enumerate(convolutions):
-        if variant.dropout_rate and position == last_3x3 and position > 0 and not is_dense:
+        if variant.dropout_rate and position == last_3x3 and not is_dense:
             x = layers.Dropout(variant.dropout_rate, name=names("dropout"))(x)
         x = conv(
             x,

@@ -4,6 +4,7 @@
 this package runs its graph with a condition around each block's residual instead.
 """
 
+import keras
 import tensorflow as tf
 from keras import layers
 
@@ -17,8 +18,9 @@ def find_residuals(model) -> dict:
         model: A Functional model.
 
     Returns:
-        For each addition that a `StochasticDepth` per batch feeds: the nodes of its residual in
-        the order of execution, the one of the `StochasticDepth` last. Empty if there are none.
+        For each addition of two, one of them a `StochasticDepth` per batch that serves nothing
+        else: the nodes of its residual in the order of execution, the one of the
+        `StochasticDepth` last. Empty if there are none.
     """
     nodes = _nodes(model)
     consumers = {}
@@ -26,19 +28,23 @@ def find_residuals(model) -> dict:
         for tensor in node.input_tensors:
             consumers.setdefault(id(tensor), []).append(node)
     kept = {id(tensor) for tensor in model.outputs}
+
+    def serves_only(node, users):
+        uses = [user for tensor in node.outputs for user in consumers.get(id(tensor), [])]
+        is_output = any(id(tensor) in kept for tensor in node.outputs)
+        return uses and not is_output and not node.is_input and users.issuperset(uses)
+
     residuals = {}
     for addition in nodes:
-        if not isinstance(addition.operation, layers.Add):
+        if not isinstance(addition.operation, layers.Add) or len(addition.input_tensors) != 2:
             continue
         drops = [node for node in addition.parent_nodes if _drops_batch(node.operation)]
-        if len(drops) != 1:
+        if len(drops) != 1 or not serves_only(drops[0], {addition}):
             continue
         residual = {drops[0]}
         # Everything before the drop that serves nothing else: consumers come before producers.
         for node in reversed(nodes[: nodes.index(drops[0])]):
-            uses = [user for tensor in node.outputs for user in consumers.get(id(tensor), [])]
-            is_output = any(id(tensor) in kept for tensor in node.outputs)
-            if uses and not is_output and residual.issuperset(uses):
+            if serves_only(node, residual):
                 residual.add(node)
         residuals[addition] = [node for node in nodes if node in residual]
     return residuals
@@ -49,13 +55,13 @@ def run(model, inputs, residuals: dict):
 
     Args:
         model: The model.
-        inputs: Its input tensor.
+        inputs: The list of its input tensors.
         residuals: Those of `find_residuals(model)`.
 
     Returns:
-        The model's output, a tensor.
+        The model's output, or outputs in their structure.
     """
-    values = {id(model.inputs[0]): inputs}
+    values = {id(tensor): value for tensor, value in zip(model.inputs, inputs)}
     inside = {node for nodes in residuals.values() for node in nodes}
     for node in _nodes(model):
         if node.is_input or node in inside:
@@ -64,7 +70,8 @@ def run(model, inputs, residuals: dict):
             _run_addition(node, residuals[node], values)
         else:
             _run_node(node, values)
-    return values[id(model.outputs[0])]
+    outputs = [values[id(tensor)] for tensor in model.outputs]
+    return keras.tree.pack_sequence_as(model._outputs_struct, outputs)
 
 
 def _run_addition(addition, residual, values):
@@ -78,9 +85,23 @@ def _run_addition(addition, residual, values):
             _run_node(node, inner)
         return shortcut + inner[id(drop.input_tensors[0])]
 
-    values[id(addition.outputs[0])] = tf.cond(
-        drop.operation.draw(), add, lambda: tf.identity(shortcut)
-    )
+    def skip():
+        if not tf.executing_eagerly():
+            return tf.identity(shortcut)
+        weights = [weight for node in residual for weight in node.operation.trainable_weights]
+        return _with_zero_gradients(shortcut, *(weight.value for weight in weights))
+
+    values[id(addition.outputs[0])] = tf.cond(drop.operation.draw(), add, skip)
+
+
+@tf.custom_gradient
+def _with_zero_gradients(x, *weights):
+    """The identity on `x`, that gives `weights` gradients of 0.
+
+    In a graph a condition does so. Weights without a gradient would miss their momentum.
+    """
+    zeros = [tf.zeros(weight.shape, weight.dtype) for weight in weights]
+    return tf.identity(x), lambda upstream: (upstream, *zeros)
 
 
 def _run_node(node, values):

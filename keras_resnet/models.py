@@ -8,47 +8,12 @@ import sys
 import keras
 from keras import layers
 
-from keras_resnet.blocks import ATTENTIONS, Geometry, residual_block
-from keras_resnet.errors import unknown_name
+from keras_resnet.axes import SURVIVAL_SCHEDULES, resolve
+from keras_resnet.blocks import Geometry, residual_block
 from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.shortcuts import SHORTCUTS
 from keras_resnet.stems import STEMS, TRANSITIONS
-from keras_resnet.variants import RESIDUALS, Variant, get_variant
-
-# What may be replaced in a row; the rest of it says which network it is.
-OPTIONS = (
-    "shortcut",
-    "activation_order",
-    "stem",
-    "attention",
-    "dropout_rate",
-    "gate_bias",
-    "stride_in_1x1",
-    "output_stride",
-    "survival_probability",
-    "survival_schedule",
-    "survival_per_image",
-    "zero_init_residual",
-    "conv_bias",
-)
-
-SURVIVAL_SCHEDULES = {
-    # Huang et al. 2016, equation 4, and its alternative: of block `position` among `total`.
-    "linear": lambda last, position, total: 1 - position / total * (1 - last),
-    "uniform": lambda last, position, total: last,
-}
-
-# The axes of a `Variant` that are named, and the tables that know the names.
-AXES = {
-    "block": RESIDUALS,
-    "stem": STEMS,
-    "shortcut": SHORTCUTS,
-    "activation_order": ACTIVATION_ORDERS,
-    "transition": TRANSITIONS,
-    "attention": ATTENTIONS,
-    "survival_schedule": SURVIVAL_SCHEDULES,
-}
+from keras_resnet.variants import Variant
 
 
 def _base_model():
@@ -65,7 +30,8 @@ class ResNet(_base_model()):
     """A Functional Keras model that remembers which network it is and how it sees images.
 
     Made by `build` and by the constructors of this package; saves, loads and clones as any
-    Functional model does, of any depth.
+    Functional model does, of any depth. (`keras.models.clone_model` makes copies without `variant`
+    and `preprocessing`; `ResNet.from_config(model.get_config())` keeps them.)
 
     Args:
         inputs: Keras tensor of shape `(batch, height, width, channels)`, or channels first.
@@ -92,7 +58,15 @@ class ResNet(_base_model()):
         Returns:
             Keras tensors, e.g. `{"P2": ..., "P3": ..., "P4": ..., "P5": ...}`; levels of a CIFAR
             network count from its first stage, `"P0"`. Dilation does not change the names.
+
+        Raises:
+            ValueError: If `variant` is not set.
         """
+        if self.variant is None:
+            raise ValueError(
+                f"The model {self.name!r} does not know its stages. Expected a `Variant` in "
+                "`model.variant`. Received: None. Set it to that of the model this one was made of."
+            )
         first_level = int(math.log2(STEMS[self.variant.stem].strides))
         return {
             f"P{first_level + stage}": self.get_layer(f"stage{stage + 1}_block{count}_out").output
@@ -174,53 +148,6 @@ def build(
     return model
 
 
-def resolve(variant, options) -> Variant:
-    """The row of the table with `options` put in, checked.
-
-    Args:
-        variant: A name of the table, or a `Variant`.
-        options: Fields to replace, of `OPTIONS`.
-
-    Raises:
-        ValueError: If a name or a value is not known.
-        TypeError: If an option does not exist.
-    """
-    if not isinstance(variant, Variant):
-        variant = get_variant(variant)
-    for option in options:
-        if option not in OPTIONS:
-            raise TypeError(str(unknown_name("option", option, OPTIONS)))
-    variant = dataclasses.replace(variant, **options)
-    for axis, table in AXES.items():
-        if getattr(variant, axis) not in table:
-            raise unknown_name(axis, getattr(variant, axis), table)
-    if not 0 < variant.survival_probability <= 1:
-        raise ValueError(
-            "A survival probability lies in (0, 1]. "
-            f"Received: survival_probability={variant.survival_probability}"
-        )
-    _check_identity_start(variant)
-    return variant
-
-
-def _check_identity_start(variant):
-    """Residuals that vanish want a way around them, and a last gamma to vanish by."""
-    vanishes = variant.zero_init_residual or variant.survival_probability < 1
-    if variant.shortcut == "none" and vanishes:
-        raise ValueError(
-            "A plain network has no way around a residual that is dropped or starts at zero. "
-            "Expected survival_probability=1.0 and zero_init_residual=False. Received: "
-            f"survival_probability={variant.survival_probability}, "
-            f"zero_init_residual={variant.zero_init_residual}"
-        )
-    orders = [name for name, order in ACTIVATION_ORDERS.items() if order.last == "bn"]
-    if variant.zero_init_residual and variant.activation_order not in orders:
-        raise ValueError(
-            "`zero_init_residual` needs residuals that end in batch normalisation. Expected an "
-            f"activation_order of {', '.join(orders)}. Received: {variant.activation_order!r}"
-        )
-
-
 def _check_arguments(include_top, weights, pooling, classes):
     if weights is not None and not os.path.exists(weights):
         raise ValueError(
@@ -237,7 +164,10 @@ def _stage_geometries(variant) -> list[list[Geometry]]:
     """The geometry of every block, by stage."""
     stride = STEMS[variant.stem].strides
     full_stride = stride * 2 ** (len(variant.blocks) - 1)
-    possible = [full_stride // 2**removed for removed in range(min(3, len(variant.blocks)))]
+    # Dilation replaces strides, not averages over neighbours.
+    averages = variant.transition == "pool" or variant.shortcut.startswith("average_pool")
+    removable = 0 if averages else min(2, len(variant.blocks) - 1)
+    possible = [full_stride // 2**removed for removed in range(removable + 1)]
     if variant.output_stride not in (None, *possible):
         raise ValueError(
             f"{variant.name} cannot have this output stride. Expected one of "

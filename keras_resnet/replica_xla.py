@@ -21,9 +21,13 @@ class ReplicaModel(keras.Model):
         return dropping.find_residuals(self)
 
     def call(self, inputs, training=None, mask=None):
-        if training and self._residuals:
-            return dropping.run(self, self._standardize_inputs(inputs)[0], self._residuals)
-        return super().call(inputs, training=training, mask=mask)
+        if not (training and self._residuals):
+            return super().call(inputs, training=training, mask=mask)
+        standardized = self._standardize_inputs(inputs)
+        if self.jit_compile and any(None in tensor.shape for tensor in standardized):
+            # XLA cannot differentiate a condition around tensors of open sizes (TensorFlow 2.21).
+            return super().call(inputs, training=training, mask=mask)
+        return dropping.run(self, standardized, self._residuals)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Makes the variables of optimizer and metrics before the training step is traced.

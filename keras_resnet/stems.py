@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 from keras import layers
 
-from keras_resnet.parts import ACTIVATION_ORDERS, activate_part, channel_axis, conv
+from keras_resnet.parts import (
+    ACTIVATION_ORDERS,
+    Names,
+    activate,
+    activate_part,
+    channel_axis,
+    conv,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +32,14 @@ def _imagenet(x, variant, filters, *, activation=None):
 
 def _deep(x, variant, filters):
     """Three 3x3 convolutions instead of the 7x7. (He et al. 2019, "ResNet-C")"""
-    activation = ACTIVATION_ORDERS[variant.activation_order].between
-    x = conv(x, filters // 2, 3, variant, strides=2, name="stem_conv1")
-    x = activate_part(x, activation, "stem1")
-    x = conv(x, filters // 2, 3, variant, name="stem_conv2")
-    x = activate_part(x, activation, "stem2")
-    x = conv(x, filters, 3, variant, name="stem_conv3")
-    return _pool(activate_part(x, _activation(variant), "stem"))
+    between = ACTIVATION_ORDERS[variant.activation_order].between
+    names = Names("stem")
+    x = conv(x, filters // 2, 3, variant, strides=2, name=names("conv"))
+    x = activate(x, between, names)
+    x = conv(x, filters // 2, 3, variant, name=names("conv"))
+    x = activate(x, between, names)
+    x = conv(x, filters, 3, variant, name=names("conv"))
+    return _pool(activate(x, _activation(variant), names))
 
 
 def _cifar(x, variant, filters):

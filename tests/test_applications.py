@@ -9,7 +9,7 @@ import pytest
 from structure import build_unallocated
 
 import keras_resnet
-from keras_resnet.models import OPTIONS as OPTION_NAMES
+from keras_resnet.axes import OPTIONS as OPTION_NAMES
 from keras_resnet.variants import VARIANTS
 
 CONSTRUCTORS = {

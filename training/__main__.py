@@ -113,28 +113,64 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Run,
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(metavar="RUN", help="Finished runs; several make an ensemble."),
+    ],
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
     dataset: Annotated[
         str | None,
         typer.Option(help="Evaluate on other images.", show_default="the run's"),
     ] = None,
+    crops: Annotated[
+        str,
+        typer.Option(
+            help="What is scored of each image, and averaged: `single`, `ten` (corners and centre, "
+            "mirrored too) or `multi_scale` (the whole image at several scales)."
+        ),
+    ] = "single",
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated lengths in pixels of the shorter side, for `multi_scale`.",
+            show_default="224,256,384,480,640 for a network of 224; 28,32,36,40 for one of 32",
+        ),
+    ] = "",
+    mirror: Annotated[
+        bool, typer.Option(help="Whether crops and scales are scored mirrored as well.")
+    ] = True,
+    output: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for the confusion matrix and the worst mistakes."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step; changes the speed only.")] = 250,
     replicas: Replicas = None,
 ):
-    """Score the best weights of a run, every image once."""
-    from training import evaluate, tables
+    """Score the best weights of a run or of an ensemble of runs, every image once."""
+    from training import evaluate, mistakes, tables
+    from training.crops import Crops
 
-    scores, data = evaluate.evaluate_run(
-        run,
+    chosen = Crops(crops, tuple(scales.split(",")) if scales else (), mirror)
+    answers = evaluate.answer(
+        runs,
         split=split,
         dataset=dataset,
         data_dir=data_dir,
         batch_size=batch_size,
         replicas=replicas,
+        crops=chosen,
     )
-    console.print(tables.evaluation(scores, data.class_names, f"{run} on {data.name}, {split}"))
+    where = f"{answers.dataset.name}, {split}, {chosen}"
+    who = str(runs[0]) if len(runs) == 1 else f"ensemble of {len(runs)}"
+    scores = answers.evaluation
+    console.print(tables.evaluation(scores, answers.dataset.class_names, f"{who} on {where}"))
+    if len(runs) > 1:
+        names = [str(run) for run in runs]
+        console.print(tables.ensemble(answers.evaluations, scores, names, f"Members on {where}"))
+    if output is not None:
+        files = mistakes.write(answers, output, title=f"{who} on {where}")
+        console.print(f"Written: {', '.join(map(str, files))}", soft_wrap=True)
 
 
 @app.command()
@@ -171,16 +207,16 @@ def list_(
         bool,
         typer.Option(
             "--count",
-            help="Build each network and count its parameters and multiply-adds; the deepest take "
-            "half a minute.",
+            help="Count parameters and multiply-adds; half a minute for all networks.",
         ),
     ] = False,
 ):
     """Show the networks and the recipes."""
     from training import tables
 
-    console.print(tables.variants(pattern, counted=count))
-    console.print(tables.recipes(pattern))
+    for table in (tables.variants(pattern, counted=count), tables.recipes(pattern)):
+        if table.row_count:
+            console.print(table)
 
 
 @app.command()

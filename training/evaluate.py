@@ -1,14 +1,17 @@
 """How good a model is on one split, every image counted exactly once."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_resnet.errors import unknown_name
-from training import datasets, pipeline, records
+from training import datasets, records
+from training.crops import SINGLE, Crops, predict
 from training.strategy import check_batch_size, make_strategy
 
 
@@ -37,7 +40,9 @@ class Evaluation:
         return dataclasses.asdict(self) | {"confusion": self.confusion.tolist()}
 
 
-def evaluate(model: keras.Model, split, *, batch_size: int = 250, preprocessing) -> Evaluation:
+def evaluate(
+    model: keras.Model, split, *, batch_size: int = 250, preprocessing, crops: Crops = SINGLE
+) -> Evaluation:
     """Scores every image of a split once, under any number of replicas.
 
     Args:
@@ -45,17 +50,24 @@ def evaluate(model: keras.Model, split, *, batch_size: int = 250, preprocessing)
         split: One of `Dataset.splits`.
         batch_size: Images per step over all replicas; changes the speed only.
         preprocessing: The `Preprocessing` the model expects.
+        crops: Which views of each image are scored.
 
     Returns:
         The evaluation.
     """
-    batches = pipeline.evaluation_batches(split, batch_size=batch_size, preprocessing=preprocessing)
-    probabilities = model.predict(batches, verbose=0)
-    labels, weights = map(
-        np.concatenate, zip(*batches.map(_labels_and_weights).as_numpy_iterator())
+    probabilities = predict(
+        model, split, batch_size=batch_size, preprocessing=preprocessing, crops=crops
     )
-    images = weights > 0  # the rest fills up the last batch
-    return score(probabilities[images], labels[images])
+    return score(probabilities, read_labels(split))
+
+
+def read_labels(split) -> np.ndarray:
+    """The labels of a split, in its order: integers of shape `(images,)`.
+
+    Args:
+        split: One of `Dataset.splits`.
+    """
+    return np.array([*split.keys.map(lambda key: split.fetch(key)[1]).as_numpy_iterator()])
 
 
 def score(probabilities, labels) -> Evaluation:
@@ -86,48 +98,115 @@ def score(probabilities, labels) -> Evaluation:
     )
 
 
-def evaluate_run(
-    run_dir,
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What runs answer to the images of one split.
+
+    Args:
+        dataset: Where the images come from.
+        split: Name of the split.
+        labels: Integers of shape `(images,)`.
+        members: For each run its probabilities, of shape `(images, classes)`.
+    """
+
+    dataset: datasets.Dataset
+    split: str
+    labels: np.ndarray
+    members: tuple[np.ndarray, ...]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Those of the ensemble: their mean over the runs."""
+        return np.mean(self.members, axis=0)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The scores of the ensemble, which for one run are its own."""
+        return score(self.probabilities, self.labels)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The scores of each run."""
+        return [score(member, self.labels) for member in self.members]
+
+
+def answer(
+    run_dirs: Sequence[str | os.PathLike],
     *,
     split: str = "test",
     dataset: str | None = None,
     data_dir=None,
     batch_size: int = 250,
     replicas: int | None = None,
-) -> tuple[Evaluation, datasets.Dataset]:
-    """Scores the best weights of a run.
+    crops: Crops = SINGLE,
+) -> Answers:
+    """Shows the images of a split to the best weights of one or several runs.
+
+    The members answer one after the other, each with its own preprocessing, so an ensemble costs
+    no more than its members; what it answers is what `keras_resnet.ensemble` of them answers.
 
     Args:
-        run_dir: The run's directory.
+        run_dirs: The runs' directories.
         split: Name of the split.
-        dataset: Name of other images than the run's, with the same classes.
+        dataset: Name of other images than the runs', with the same classes.
         data_dir: Where the images are, see `datasets.load`.
         batch_size: Images per step over all replicas; changes the speed only.
         replicas: Number of devices, see `make_strategy`.
-
-    Returns:
-        The evaluation, and the dataset it is about.
+        crops: Which views of each image are shown.
 
     Raises:
-        ValueError: If there is no finished run, or the images do not fit it.
+        ValueError: If a run is not there or not finished, or the images do not fit it.
     """
-    record = records.read(run_dir)
+    runs = [records.read(run_dir) for run_dir in run_dirs]
     strategy = make_strategy(replicas)
     check_batch_size(batch_size, strategy)
     data = datasets.load(
-        dataset or record.recipe.dataset,
+        dataset or _common_dataset(runs),
         data_dir=data_dir,
-        skip_corrupt=record.data["skip_corrupt"],
+        skip_corrupt=any(run.data["skip_corrupt"] for run in runs),
     )
     if split not in data.splits:
         raise unknown_name("split", split, data.splits)
     with strategy.scope():
-        model = load_model(run_dir)
-    check_fits(model, data)
-    scores = evaluate(
-        model, data.splits[split], batch_size=batch_size, preprocessing=model.preprocessing
-    )
-    return scores, data
+        models = [load_model(run_dir) for run_dir in run_dirs]
+    for model in models:
+        check_fits(model, data)
+    examples = data.splits[split]
+    members = [
+        predict(
+            model,
+            examples,
+            batch_size=batch_size,
+            preprocessing=model.preprocessing,
+            crops=crops,
+        )
+        for model in models
+    ]
+    return Answers(data, split, read_labels(examples), tuple(members))
+
+
+def evaluate_run(run_dir, **options) -> tuple[Evaluation, datasets.Dataset]:
+    """Scores the best weights of one run.
+
+    Args:
+        run_dir: The run's directory.
+        **options: Those of `answer`.
+
+    Returns:
+        The evaluation, and the dataset it is about.
+    """
+    answers = answer([run_dir], **options)
+    return answers.evaluation, answers.dataset
+
+
+def _common_dataset(runs):
+    names = [run.recipe.dataset for run in runs]
+    if len(set(names)) > 1:
+        raise ValueError(
+            "The runs learnt from different images. Expected runs of one dataset. "
+            f"Received: {', '.join(map(repr, names))}. Choose the images with --dataset."
+        )
+    return names[0]
 
 
 def check_fits(model: keras.Model, dataset) -> None:
@@ -170,7 +249,3 @@ def load_model(run_dir) -> keras.Model:
             "--run-dir, or delete this one."
         )
     return keras.saving.load_model(pathlib.Path(run_dir) / records.BEST, compile=False)
-
-
-def _labels_and_weights(images, labels, weights):
-    return labels, weights

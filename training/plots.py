@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _TRAINING, _VALIDATION, _RATE = "#4c72b0", "#dd8452", "#55a868"
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
+MANY_CLASSES = 20  # more are no table a person reads
 
 
 def training_curves(
@@ -86,3 +88,38 @@ def prediction_grid(
                 spine.set(color=_WRONG, linewidth=3)
         axes.set_title(text, fontsize=9, color=_RIGHT if answer == label else _WRONG)
     figure.savefig(path)
+
+
+def confusion_matrix(
+    confusion, class_names: Sequence[str], path: str | os.PathLike, *, title: str
+) -> None:
+    """Draws which classes are taken for which; up to 20 classes with their names and counts.
+
+    Args:
+        confusion: Integers of shape `(classes, classes)`: images by label (row) and by answer.
+        class_names: One name per class.
+        path: Where the PNG goes.
+        title: What was evaluated on what.
+    """
+    confusion = np.asarray(confusion)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    few = len(class_names) <= MANY_CLASSES
+    side = 3 + 0.55 * len(class_names) if few else 10
+    figure = Figure(figsize=(side + 1.2, side), dpi=120, layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    axes = figure.subplots()
+    # The square root shows the mistakes, which are few, beside what is right.
+    drawn = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="none"
+    )
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, format=PercentFormatter(1))
+    bar.set_label("share of the label's images")
+    axes.set(xlabel="answer", ylabel="label")
+    if few:
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, class_names)
+        for (row, column), count in np.ndenumerate(confusion):
+            colour = "white" if shares[row, column] > 0.4 else "black"
+            axes.text(column, row, count or "", ha="center", va="center", fontsize=8, color=colour)
+    figure.savefig(path, bbox_inches="tight")  # or long names are cut off

@@ -1,6 +1,8 @@
 """What the command line prints: results as tables."""
 
 import fnmatch
+import math
+from collections.abc import Sequence
 
 import keras
 from rich.table import Table
@@ -8,10 +10,9 @@ from rich.table import Table
 import keras_resnet
 from keras_resnet.export import ExportReport, table_rows
 from training.evaluate import Evaluation
+from training.plots import MANY_CLASSES
 from training.recipes import RECIPES
 from training.records import Record
-
-MANY_CLASSES = 20  # more are no table a person reads
 
 
 def variants(pattern: str, *, counted: bool) -> Table:
@@ -21,7 +22,9 @@ def variants(pattern: str, *, counted: bool) -> Table:
         pattern: Shell-style pattern of the names.
         counted: Whether to build each one and count its parameters and multiply-adds.
     """
-    table = Table("network", "blocks", "filters", "shortcut", "input", title="Networks")
+    table = Table(title="Networks")
+    for heading in ("network", "blocks", "filters", "block", "shortcut", "input"):
+        table.add_column(heading, no_wrap=True)
     if counted:
         table.add_column("parameters", justify="right")
         table.add_column("multiply-adds", justify="right")
@@ -29,16 +32,18 @@ def variants(pattern: str, *, counted: bool) -> Table:
         variant = keras_resnet.VARIANTS[name]
         cells = [
             name,
-            f"{variant.block} x {_numbers(variant.blocks)}",
-            _numbers(variant.filters),
+            "-".join(map(str, variant.blocks)),
+            "-".join(map(str, variant.filters)),
+            variant.block,
             variant.shortcut,
             "x".join(map(str, variant.preprocessing.size)),
         ]
         if counted:
-            model = keras_resnet.build(name)
-            trainable = sum(weight.value.shape.num_elements() for weight in model.trainable_weights)
+            with keras.StatelessScope(initialize_variables=False):  # the graph alone, no weights
+                model = keras_resnet.build(name)
+            keras.utils.clear_session(free_memory=False)
+            trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
             cells += [f"{trainable:,}", f"{keras_resnet.count_macs(model):,}"]
-            keras.utils.clear_session()
         table.add_row(*cells)
     return table
 
@@ -119,6 +124,34 @@ def evaluation(scores: Evaluation, class_names, title: str) -> Table:
     if scores.top5 is not None:
         table.add_row("all, top 5", f"{scores.count:,}", _percent(scores.top5))
     table.caption = f"cross-entropy {scores.cross_entropy:.4f}"
+    return table
+
+
+def ensemble(
+    members: Sequence[Evaluation], joined: Evaluation, names: Sequence[str], title: str
+) -> Table:
+    """How an ensemble compares with its members.
+
+    Args:
+        members: The evaluation of each member.
+        joined: That of the ensemble.
+        names: One name per member.
+        title: What was evaluated on what.
+    """
+    table = Table("", title=title)
+    for heading in ("images", "accuracy", "top 5", "cross-entropy"):
+        table.add_column(heading, justify="right")
+    rows = [*zip(names, members), (f"ensemble of {len(members)}", joined)]
+    for name, scores in rows:
+        table.add_row(
+            name,
+            f"{scores.count:,}",
+            _percent(scores.top1),
+            "" if scores.top5 is None else _percent(scores.top5),
+            f"{scores.cross_entropy:.4f}",
+            style="bold" if scores is joined else None,
+            end_section=scores is members[-1],
+        )
     return table
 
 
