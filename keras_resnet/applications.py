@@ -3,7 +3,7 @@
 import inspect
 
 from keras_resnet.axes import OPTIONS
-from keras_resnet.models import ResNet, build
+from keras_resnet.models import ResNet, build, output_strides
 from keras_resnet.variants import cifar_variant, get_variant
 
 _DOCUMENTATION = """The {depth}-layer {kind} for {data}.
@@ -38,8 +38,8 @@ Args:
     gate_bias: Initial bias of gated shortcuts; the lower, the more is carried.
     stride_in_1x1: Whether a bottleneck down-samples in its first 1x1 convolution (the paper)
         instead of its 3x3 ("v1.5", torchvision). Without effect on basic blocks.
-    output_stride: Input size over size of the last feature map: {output_strides}; strides
-        beyond it become dilation.
+    output_stride: Input size over size of the last feature map: {output_strides};
+        strides beyond it become dilation.
     survival_probability: Of the last block in training, in (0, 1] (stochastic depth, Huang et
         al. 2016).
     survival_schedule: `"linear"`, falling from 1 with depth, or `"uniform"`.
@@ -110,7 +110,7 @@ def _constructor(name: str, variant_name: str):
         data="CIFAR" if is_cifar else "ImageNet",
         reference=variant.reference,
         input_shape=(*variant.preprocessing.size, len(variant.preprocessing.mean)),
-        output_strides="4 (default), 2 or 1" if is_cifar else "32 (default), 16 or 8",
+        output_strides=", ".join(map(str, output_strides(variant))),
         constructor=name,
     )
     return constructor

@@ -70,8 +70,11 @@ def run(model, inputs, residuals: dict):
             _run_addition(node, residuals[node], values)
         else:
             _run_node(node, values)
-    outputs = [values[id(tensor)] for tensor in model.outputs]
-    return keras.tree.pack_sequence_as(model._outputs_struct, outputs)
+    outputs = keras.tree.pack_sequence_as(
+        model._outputs_struct, [values[id(tensor)] for tensor in model.outputs]
+    )
+    # A list of one comes out as its tensor, as of any Functional model.
+    return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
 
 def _run_addition(addition, residual, values):

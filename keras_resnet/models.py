@@ -160,24 +160,28 @@ def _check_arguments(include_top, weights, pooling, classes):
         raise ValueError(f"A classifier needs at least one class. Received: classes={classes}")
 
 
-def _stage_geometries(variant) -> list[list[Geometry]]:
-    """The geometry of every block, by stage."""
-    stride = STEMS[variant.stem].strides
-    full_stride = stride * 2 ** (len(variant.blocks) - 1)
+def output_strides(variant) -> list[int]:
+    """What `output_stride` may be, the network's own stride first."""
+    full_stride = STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
     # Dilation replaces strides, not averages over neighbours.
     averages = variant.transition == "pool" or variant.shortcut.startswith("average_pool")
     removable = 0 if averages else min(2, len(variant.blocks) - 1)
-    possible = [full_stride // 2**removed for removed in range(removable + 1)]
+    return [full_stride // 2**removed for removed in range(removable + 1)]
+
+
+def _stage_geometries(variant) -> list[list[Geometry]]:
+    """The geometry of every block, by stage."""
+    possible = output_strides(variant)
     if variant.output_stride not in (None, *possible):
         raise ValueError(
             f"{variant.name} cannot have this output stride. Expected one of "
             f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride}"
         )
     survival = SURVIVAL_SCHEDULES[variant.survival_schedule]
-    stages, dilation, position = [], 1, 0
+    stride, stages, dilation, position = STEMS[variant.stem].strides, [], 1, 0
     for stage, (count, filters) in enumerate(zip(variant.blocks, variant.filters, strict=True)):
         strides, before = 1 if stage == 0 else 2, dilation
-        if stride * strides > (variant.output_stride or full_stride):
+        if stride * strides > (variant.output_stride or possible[0]):
             dilation, strides = dilation * strides, 1
         stride *= strides
         stages.append([])

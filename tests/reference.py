@@ -24,7 +24,15 @@ PROGRAMS = {
 
 
 def conv2d(x, kernel, bias=0.0, strides=1, dilation=1):
-    """Cross-correlation of (N, H, W, C) with (k, k, C, F), padded by `dilation * (k // 2)`."""
+    """Cross-correlation of (N, H, W, C) with (k, k, C, F), padded by `dilation * (k // 2)`.
+
+    A kernel of (k, k, C / groups, F) sees the channels, and makes its own, group by group.
+    """
+    groups = x.shape[-1] // kernel.shape[2]
+    if groups > 1:
+        pairs = zip(np.split(x, groups, axis=-1), np.split(kernel, groups, axis=-1))
+        parts = [conv2d(*pair, strides=strides, dilation=dilation) for pair in pairs]
+        return np.concatenate(parts, axis=-1) + bias
     size = kernel.shape[0]
     reach, padding = dilation * (size - 1), dilation * (size // 2)
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -45,8 +53,24 @@ def max_pool(x):
     return np.max(taps, axis=0)
 
 
+def average_pool(x):
+    """2x2 of stride 2; at an odd border the average of the pixels that there are."""
+    rows = [x[:, i : i + 2].mean(axis=1) for i in range(0, x.shape[1], 2)]
+    return np.stack(
+        [
+            np.stack([row[:, j : j + 2].mean(axis=1) for j in range(0, x.shape[2], 2)], axis=1)
+            for row in rows
+        ],
+        axis=1,
+    )
+
+
 def relu(x):
     return np.maximum(x, 0.0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
 
 
 def batch_norm(x, gamma, beta, mean, variance, training=False):

@@ -131,7 +131,7 @@ def test_help_reads_well(name):
 def test_help_of_resnet34_says_what_it_is():
     text = inspect.getdoc(keras_resnet.ResNet34)
     assert text.startswith("The 34-layer residual network for ImageNet.\n")
-    for default in ("(224, 224, 3)", "32 (default), 16 or 8"):
+    for default in ("(224, 224, 3)", "feature map: 32, 16, 8;"):
         assert default in text
 
 

@@ -1,0 +1,85 @@
+"""Every family runs on a phone: TFLite in float32 and in integers, agreeing with Keras."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from families import SMALL
+
+import keras_resnet
+from keras_resnet import export
+
+FORMATS = {"float32": None, "int8": "int8"}
+
+
+def make_data(count=120):
+    """Noisy copies of one random image per class, normalised."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, count)
+    images = rng.uniform(-1.5, 1.5, (3, 16, 16, 3))[labels]
+    images += rng.uniform(-0.5, 0.5, images.shape)
+    return images.astype("float32"), labels
+
+
+IMAGES, LABELS = make_data()
+
+
+# Others of the same operations.
+SLOW = {"pre_activation_cifar", "wide_bottleneck", "dense", "constant_scaling", "dropout_shortcut"}
+SLOW |= {"shortcut_only_gating"}
+ROWS = [pytest.param(row, marks=[pytest.mark.slow] if row in SLOW else []) for row in SMALL]
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def model(request):
+    """A small network of random residuals that decides: its classifier is solved for."""
+    keras.utils.set_random_seed(0)
+    row = dataclasses.replace(SMALL[request.param], blocks=(1, 1))
+    model = keras_resnet.build(row, input_shape=(16, 16, 3))
+    for _ in range(15):  # the statistics of batch normalisation
+        model(IMAGES, training=True)
+    features = keras.Model(model.input, model.get_layer("head_pool").output)
+    features = np.hstack([features.predict(IMAGES, verbose=0), np.ones((len(IMAGES), 1))])
+    solution = np.linalg.lstsq(features, 6 * np.eye(3)[LABELS], rcond=1e-3)[0]
+    model.get_layer("predictions").set_weights([solution[:-1], solution[-1]])
+    return model
+
+
+@pytest.fixture(scope="module")
+def reports(model, tmp_path_factory):
+    """The reports of both formats; an export that disagrees raises."""
+    folder = tmp_path_factory.mktemp(model.name)
+    return {
+        name: export.tflite(
+            model,
+            folder / f"{name}.tflite",
+            quantization=quantization,
+            representative_data=IMAGES,
+            examples=IMAGES,
+            labels=LABELS,
+        )
+        for name, quantization in FORMATS.items()
+    }
+
+
+def test_export_agrees_with_keras(model, reports):
+    expected = model.predict(IMAGES, verbose=0)
+    assert (expected.argmax(axis=1) == LABELS).mean() > 0.9  # it decides
+    for name, tolerance in (("float32", 1e-4), ("int8", 0.35)):
+        answers = export.load_tflite(reports[name].path)(IMAGES)
+        np.testing.assert_allclose(answers, expected, atol=tolerance)
+        assert (answers.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.95
+
+
+def test_int8_is_integer_throughout(reports):
+    interpreter = Interpreter(
+        reports["int8"].path,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    dtypes = {np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
+    assert dtypes == {"int8", "int32"}
+    assert interpreter.get_input_details()[0]["dtype"] == np.int8
+    assert interpreter.get_output_details()[0]["dtype"] == np.int8
