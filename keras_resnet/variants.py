@@ -269,8 +269,8 @@ def list_variants(pattern: str = "*") -> list[str]:
     Returns:
         Names in the order of the table.
 
-    >>> list_variants("resnet*")
-    ['resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152']
+    >>> list_variants("cifar_plainnet*")[:3]
+    ['cifar_plainnet20', 'cifar_plainnet32', 'cifar_plainnet44']
     """
     return [name for name in VARIANTS if fnmatch.fnmatch(name, pattern)]
 
