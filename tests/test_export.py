@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.interpreter import Interpreter
+from integer_graph import assert_integer_throughout
 
 import keras_resnet
 from keras_resnet import export
@@ -175,16 +176,26 @@ def test_tflite_sizes(model, exports):
     assert exports["tflite_int8"].bytes < 0.4 * exports["tflite"].bytes
 
 
+@pytest.mark.parametrize("kind", ["saved_model", "tflite"])
+def test_a_wrong_fold_is_noticed(model, tmp_path, monkeypatch, kind):
+    """What is exported is folded; what it is compared with is not."""
+
+    def wrongly_folded(original):
+        folded = keras_resnet.surgery.fold_batch_norm(original)
+        bias = folded.get_layer("stem_conv").bias
+        bias.assign(bias + 0.5)
+        return folded
+
+    module = {"saved_model": saved_model_module, "tflite": tflite_module}[kind]
+    monkeypatch.setattr(module, "fold_batch_norm", wrongly_folded)
+    write, examples = getattr(export, kind), {"saved_model": RAW, "tflite": IMAGES}[kind]
+    with pytest.raises(ExportMismatch, match="disagrees with the Keras model"):
+        write(model, tmp_path / "m.tflite", examples=examples)
+    assert not list(tmp_path.iterdir())
+
+
 def test_int8_is_integer_throughout(exports):
-    interpreter = Interpreter(
-        exports["tflite_int8"].path,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    dtypes = {np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
-    assert dtypes == {"int8", "int32"}
-    assert interpreter.get_input_details()[0]["dtype"] == np.int8
-    assert interpreter.get_output_details()[0]["dtype"] == np.int8
+    assert_integer_throughout(exports["tflite_int8"].path)
 
 
 def test_convolutions_are_quantised_per_channel(exports):

@@ -5,8 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from families import SMALL
+from integer_graph import assert_integer_throughout
 
 import keras_resnet
 from keras_resnet import export
@@ -74,12 +74,4 @@ def test_export_agrees_with_keras(model, reports):
 
 
 def test_int8_is_integer_throughout(reports):
-    interpreter = Interpreter(
-        reports["int8"].path,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    dtypes = {np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
-    assert dtypes == {"int8", "int32"}
-    assert interpreter.get_input_details()[0]["dtype"] == np.int8
-    assert interpreter.get_output_details()[0]["dtype"] == np.int8
+    assert_integer_throughout(reports["int8"].path)
