@@ -1,5 +1,7 @@
 """The coupled weight decay and the schedules, against NumPy, Keras' own SGD and the paper."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -115,9 +117,26 @@ def test_the_warm_up_comes_first():
     )
 
 
-def test_a_recipe_without_milestones_keeps_its_rate():
-    import dataclasses
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("one_cycle", 0.1), ("cosine", 0.2 * (1 + np.cos(np.pi / 2)) / 2)]
+)
+def test_a_linear_warm_up_and_a_fall_to_zero(schedule, middle):
+    recipe = dataclasses.replace(get_recipe("cifar10-resnet20-fast"), schedule=schedule)
+    rate = learning_rate_schedule(recipe)
+    np.testing.assert_allclose(
+        [float(rate(step)) for step in (0, 1_600, 3_200, 9_600, 16_000)],
+        [0.02, 0.11, 0.2, middle, 0.0],
+        atol=1e-7,
+    )
 
+
+def test_a_warm_up_survives_its_configuration():
+    rate = learning_rate_schedule(get_recipe("cifar10-resnet20-fast"))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
+    assert float(again(5_000)) == float(rate(5_000))
+
+
+def test_a_recipe_without_milestones_keeps_its_rate():
     recipe = dataclasses.replace(get_recipe("cifar10-resnet20"), milestones=())
     rate = learning_rate_schedule(recipe)
     assert [float(rate(step)) for step in (0, 1, 63_999)] == pytest.approx([0.1] * 3)

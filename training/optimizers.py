@@ -67,8 +67,52 @@ class CoupledSGD(keras.optimizers.SGD):
         }
 
 
+@keras.saving.register_keras_serializable(package="training")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A first period of smaller rates before another schedule, which begins after it.
+
+    Args:
+        after: The schedule that follows; its step 0 is the first step after the warm-up.
+        steps: Length of the warm-up, at least 1.
+        start: Rate at step 0.
+        end: Rate that the warm-up rises to, in a straight line; equal to `start` for a constant
+            warm-up.
+
+    Reference: He et al. 2015, section 4.2 (constant); Goyal et al. 2017, section 2.2 (linear).
+    """
+
+    def __init__(self, after, *, steps: int, start: float, end: float):
+        self.after, self.steps, self.start, self.end = after, steps, start, end
+
+    def __call__(self, step):
+        """The rate at a step.
+
+        Args:
+            step: Number of updates before this one.
+        """
+        done = keras.ops.cast(step, "float32")
+        risen = self.start + (self.end - self.start) * done / self.steps
+        return keras.ops.where(
+            done < self.steps, risen, self.after(keras.ops.maximum(done - self.steps, 0.0))
+        )
+
+    def get_config(self):
+        """The arguments."""
+        return {
+            "after": keras.saving.serialize_keras_object(self.after),
+            "steps": self.steps,
+            "start": self.start,
+            "end": self.end,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Reads the inner schedule first."""
+        return cls(**{**config, "after": keras.saving.deserialize_keras_object(config["after"])})
+
+
 def learning_rate_schedule(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate at every step: warm-up, then a constant divided at the milestones.
+    """The learning rate at every step: the warm-up, then the fall.
 
     Args:
         recipe: The recipe.
@@ -76,13 +120,26 @@ def learning_rate_schedule(recipe: Recipe) -> keras.optimizers.schedules.Learnin
     Returns:
         A schedule over steps, the first of which is number 0.
     """
-    turns = list(recipe.milestones)
+    schedules, rate = keras.optimizers.schedules, recipe.learning_rate
+    falling_steps = max(1, recipe.steps - recipe.warmup_steps)
+    if recipe.schedule == "cosine":
+        fall = schedules.CosineDecay(rate, falling_steps)
+    elif recipe.schedule == "one_cycle":
+        fall = schedules.PolynomialDecay(rate, falling_steps, end_learning_rate=0.0, power=1.0)
+    else:
+        fall = _steps_down(recipe)
+    if not recipe.warmup_steps:
+        return fall
+    start = recipe.warmup_learning_rate
+    end = rate if recipe.warmup == "linear" else start
+    return WarmUp(fall, steps=recipe.warmup_steps, start=start, end=end)
+
+
+def _steps_down(recipe):
+    turns = [milestone - recipe.warmup_steps for milestone in recipe.milestones] or [0]
     rates = [recipe.learning_rate * recipe.decay_factor**n for n in range(len(turns) + 1)]
-    if recipe.warmup_steps:
-        turns = [recipe.warmup_steps, *turns]
-        rates = [recipe.warmup_learning_rate, *rates]
-    if not turns:
-        turns, rates = [0], rates * 2
+    if not recipe.milestones:
+        rates[1] = rates[0]
     # Keras keeps the old rate up to and including the boundary.
     return keras.optimizers.schedules.PiecewiseConstantDecay([turn - 1 for turn in turns], rates)
 
@@ -98,4 +155,5 @@ def make_optimizer(recipe: Recipe) -> CoupledSGD:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        exclude=recipe.decay_exclude,
     )
