@@ -211,7 +211,7 @@ def test_cifar10_is_split_as_in_the_paper():
     np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, CIFAR10.mean, atol=1e-3)
     np.testing.assert_allclose(images.std((0, 1, 2)) / 255, CIFAR10.std, atol=1e-3)
     batches = pipeline.training_batches(
-        cifar10, batch_size=500, augmentation="pad_crop_flip", preprocessing=CIFAR10, seed=0
+        cifar10, batch_size=500, augmentation={"pad_crop_flip": {}}, preprocessing=CIFAR10, seed=0
     )
     images, _ = next(batches.as_numpy_iterator())
     assert images.mean() == pytest.approx(0, abs=0.1)

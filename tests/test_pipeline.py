@@ -33,7 +33,7 @@ def numbered(count, in_memory=True, side=4):
 
 
 def batches(dataset, steps, **options):
-    defaults = {"batch_size": 8, "augmentation": "none", "preprocessing": RAW, "seed": 0}
+    defaults = {"batch_size": 8, "augmentation": {}, "preprocessing": RAW, "seed": 0}
     ds = pipeline.training_batches(dataset, **(defaults | options))
     return list(ds.take(steps).as_numpy_iterator())
 
@@ -62,7 +62,7 @@ def test_the_shuffle_is_perfect():
 
 def test_batches_have_the_shapes_and_types_that_fit_wants():
     dataset = pipeline.training_batches(
-        numbered(3), batch_size=8, augmentation="shift", preprocessing=RAW, seed=0
+        numbered(3), batch_size=8, augmentation={"shift": {}}, preprocessing=RAW, seed=0
     )
     assert dataset.element_spec == (
         tf.TensorSpec((8, 4, 4, 1), tf.float32),
@@ -79,14 +79,14 @@ def test_batches_have_the_shapes_and_types_that_fit_wants():
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_order_and_augmentation_depend_on_seed_and_step_alone(in_memory):
     dataset = numbered(50, in_memory)
-    options = {"augmentation": "shift", "seed": 7}
+    options = {"augmentation": {"shift": {}}, "seed": 7}
     first = batches(dataset, 20, **options)
     tf.random.set_seed(123)
     resumed = batches(dataset, 7, start_step=13, **options)
     for (images, labels), (again, labels_again) in zip(first[13:], resumed, strict=True):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(labels, labels_again)
-    other = batches(dataset, 20, augmentation="shift", seed=8)
+    other = batches(dataset, 20, augmentation={"shift": {}}, seed=8)
     assert not np.array_equal(first[0][0], other[0][0])
 
 
@@ -94,7 +94,7 @@ def test_order_and_augmentation_depend_on_seed_and_step_alone(in_memory):
 def test_no_two_images_and_no_two_steps_share_their_augmentation(in_memory):
     dataset = numbered(1, in_memory, side=8)  # always the same image
     grey = dataclasses.replace(dataset.preprocessing, mean=(9.0,))  # the colour of the border
-    options = {"augmentation": "pad_crop_flip", "preprocessing": grey, "batch_size": 16}
+    options = {"augmentation": {"pad_crop_flip": {}}, "preprocessing": grey, "batch_size": 16}
     steps = [images for images, _ in batches(dataset, 8, **options)]
     assert len({image.tobytes() for image in steps[0]}) > 2
     assert len({step.tobytes() for step in steps}) == 8
@@ -163,7 +163,7 @@ def test_files_of_varied_sizes_are_trained_and_evaluated(tmp_path):
         )
     folder = datasets.load(f"folder:{tmp_path}")
     small = Preprocessing(size=(16, 16), resize_size=18)
-    for augmentation in ("none", "scale_crop"):
+    for augmentation in ({}, {"scale_crop": {}}):
         options = {"augmentation": augmentation, "preprocessing": small, "batch_size": 4}
         for images, labels in batches(folder, 3, **options):
             assert images.shape == (4, 16, 16, 3)
@@ -181,7 +181,7 @@ def test_a_strategy_takes_the_batches_without_a_warning(capfd):
         ["CPU:0"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
     dataset = pipeline.training_batches(
-        numbered(10), batch_size=4, augmentation="none", preprocessing=RAW, seed=0
+        numbered(10), batch_size=4, augmentation={}, preprocessing=RAW, seed=0
     )
     distributed = iter(strategy.experimental_distribute_dataset(dataset))
     seen = numbers([[part.numpy() for part in next(distributed)] for _ in range(5)])
@@ -201,7 +201,7 @@ def test_bad_input_is_explained():
         batches(numbered(3), 1, batch_size=0)
     assert str(error.value) == "A batch needs an image. Expected batch_size >= 1. Received: 0."
     with pytest.raises(ValueError, match="Did you mean 'shift'"):
-        batches(numbered(3), 1, augmentation="shfit")
+        batches(numbered(3), 1, augmentation={"shfit": {}})
 
 
 def test_the_pipeline_runs_beside_a_jax_network():
@@ -212,7 +212,7 @@ import keras, numpy as np
 assert keras.backend.backend() == "jax"
 digits = datasets.load("digits")
 batch = dict(batch_size=4, preprocessing=digits.preprocessing)
-x, y = next(iter(pipeline.training_batches(digits, augmentation="shift", seed=0, **batch)))
+x, y = next(iter(pipeline.training_batches(digits, augmentation={"shift": {}}, seed=0, **batch)))
 x, y, w = next(iter(pipeline.evaluation_batches(digits.splits["test"], **batch)))
 batch["preprocessing"] = pipeline.Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
 x, y, w = next(iter(pipeline.evaluation_batches(digits.splits["test"], **batch)))

@@ -6,8 +6,8 @@ import json
 import pytest
 
 import keras_resnet
-from training.recipes import RECIPES, Recipe, get_recipe
-
+from training.recipe import Recipe
+from training.recipes import RECIPES, get_recipe, write_recipe
 
 OF_THE_PAPER = [
     name for name in RECIPES if name.startswith("cifar10-") and not name.endswith("-fast")
@@ -22,7 +22,7 @@ def test_cifar10_recipes_are_those_of_the_paper(name):
     assert (recipe.learning_rate, recipe.decay_factor) == (0.1, 0.1)
     assert recipe.milestones == (32_000, 48_000)
     assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 1e-4)
-    assert recipe.augmentation == "pad_crop_flip"
+    assert recipe.augmentation == {"pad_crop_flip": {}}
     assert (recipe.warmup_steps, recipe.warmup_learning_rate) == (
         400 if name == "cifar10-resnet110" else 0,
         0.01,
@@ -89,3 +89,42 @@ def test_a_schedule_out_of_order_is_refused():
         "The learning-rate schedule is out of order. Expected 0 <= warmup_steps <= milestones <= "
         "steps. Received: warmup_steps=0, milestones=(48000, 32000), steps=64000."
     )
+
+
+def test_another_batch_size_may_scale_the_rate():
+    recipe = get_recipe("cifar10-resnet20").with_batch_size(512, scale_learning_rate=True)
+    assert (recipe.batch_size, recipe.steps, recipe.learning_rate) == (512, 16_000, 0.4)
+
+
+def test_changes_reach_into_mappings():
+    recipe = get_recipe("cifar10-resnet20").changed(
+        {"learning_rate": 0.3, "options.shortcut": "projection", "augmentation.shift.padding": 2}
+    )
+    assert recipe.learning_rate == 0.3
+    assert recipe.options == {"shortcut": "projection"}
+    assert recipe.augmentation == {"pad_crop_flip": {}, "shift": {"padding": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lerning_rate": 1}, "Did you mean 'learning_rate'"),
+        ({"momentum.beta": 1}, "after `options`"),
+        ({"schedule": "steps"}, "Did you mean 'step'"),
+        ({"momentum": 1.5}, "0 <= `momentum` < 1"),
+        ({"clip_norm": 0}, "`clip_norm` > 0"),
+        ({"image_sizes": [(0, 128), (0, 160)]}, "out of order"),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        get_recipe("cifar10-resnet20").changed(changes)
+
+
+def test_a_recipe_in_a_file(tmp_path):
+    recipe = get_recipe("cifar10-resnet20-fast").changed({"image_sizes": [(0, 24), (0.5, 32)]})
+    write_recipe(recipe, tmp_path / "mine.json")
+    assert get_recipe(str(tmp_path / "mine.json")) == recipe
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no recipe"):
+        get_recipe(str(tmp_path / "mine.json"))

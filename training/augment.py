@@ -14,12 +14,6 @@ from keras_resnet.errors import unknown_name
 from keras_resnet.preprocessing import Preprocessing
 
 
-def none(images, seed):
-    """The images as they are."""
-    del seed
-    return images
-
-
 def pad_crop_flip(images, seed, *, padding=4, fill=0):
     """Pads all sides, crops the original size at random, and mirrors every second image.
 
@@ -140,7 +134,6 @@ def _paper_scales(preprocessing):
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(lambda preprocessing: none),
     "pad_crop_flip": Augmentation(
         lambda preprocessing: functools.partial(pad_crop_flip, fill=_mean_colour(preprocessing))
     ),
@@ -166,3 +159,27 @@ def get_augmentation(name: str) -> Augmentation:
     if name not in AUGMENTATIONS:
         raise unknown_name("augmentation", name, AUGMENTATIONS)
     return AUGMENTATIONS[name]
+
+
+def chain(augmentation, preprocessing):
+    """One function that does what the names say, in their order.
+
+    Args:
+        augmentation: Names of `AUGMENTATIONS`, each with keywords for its function.
+        preprocessing: A `Preprocessing`.
+
+    Returns:
+        The function `(images, seed) -> images`, and whether it takes whole batches.
+    """
+    rows = [get_augmentation(name) for name in augmentation]
+    functions = [
+        functools.partial(row.build(preprocessing), **keywords)
+        for row, keywords in zip(rows, augmentation.values(), strict=True)
+    ]
+
+    def change(images, seed):
+        for number, function in enumerate(functions):
+            images = function(images, tf.random.fold_in(seed, number) if number else seed)
+        return images
+
+    return change, all(row.takes_batches for row in rows)

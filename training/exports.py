@@ -11,7 +11,7 @@ import tensorflow as tf
 import keras_resnet
 from keras_resnet.errors import unknown_name
 from keras_resnet.export import ExportReport
-from training import datasets, evaluate, pipeline, records
+from training import datasets, evaluate, files, pipeline, records
 
 # Name of the format -> name of the file, and the quantization of a TFLite file.
 FORMATS = {
@@ -59,7 +59,7 @@ def export_run(
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     reports = [_export(name, model, output, dataset, raw, labels) for name in formats]
-    records.write_json(
+    files.write_json(
         output / records.RECORD,
         {
             "run": record.to_dict(),
@@ -108,5 +108,5 @@ def _export(name: str, model: keras.Model, output, dataset, raw, labels) -> Expo
 def _calibration(model, dataset):
     """Training images as the model gets them, without augmentation; as many as are wanted."""
     return pipeline.training_batches(
-        dataset, batch_size=32, augmentation="none", preprocessing=model.preprocessing, seed=0
+        dataset, batch_size=32, augmentation={}, preprocessing=model.preprocessing, seed=0
     )

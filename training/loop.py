@@ -12,7 +12,7 @@ import numpy as np
 import keras_resnet
 from training import datasets, evaluate, pipeline, plots, records
 from training.optimizers import make_optimizer
-from training.recipes import Recipe
+from training.recipe import Recipe
 from training.records import Record
 from training.strategy import AverageMovingStatistics, check_batch_size, make_strategy
 

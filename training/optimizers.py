@@ -2,7 +2,7 @@
 
 import keras
 
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 @keras.saving.register_keras_serializable(package="training")

@@ -5,10 +5,12 @@ of the step alone. A run that stopped at step 1,234 continues with `start_step=1
 never stopped.
 """
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 from keras_resnet.preprocessing import Preprocessing
-from training.augment import get_augmentation
+from training import augment
 from training.datasets import Dataset
 from training.splits import Split
 
@@ -17,7 +19,7 @@ def training_batches(
     dataset: Dataset,
     *,
     batch_size: int,
-    augmentation: str,
+    augmentation: Mapping[str, Mapping],
     preprocessing: Preprocessing,
     seed: int,
     split: str = "train",
@@ -32,7 +34,7 @@ def training_batches(
     Args:
         dataset: Where the images come from.
         batch_size: Images per batch over all replicas together, at least 1.
-        augmentation: A name of `training.augment.AUGMENTATIONS`.
+        augmentation: Names of `training.augment.AUGMENTATIONS` in order, each with keywords.
         preprocessing: Size and normalisation of the network's input.
         seed: Decides the order and the augmentation.
         split: Name of the split.
@@ -47,16 +49,15 @@ def training_batches(
     """
     examples = dataset.splits[split]
     _check(examples, batch_size, f"{split!r} of {dataset.name!r}")
-    row = get_augmentation(augmentation)
-    augment = row.build(preprocessing)
+    change, takes_batches = augment.chain(augmentation, preprocessing)
 
     def prepare(number, key):
         images, labels = examples.fetch(key)
-        images = augment(images, tf.stack([tf.constant(seed, tf.int64), number]))
+        images = change(images, tf.stack([tf.constant(seed, tf.int64), number]))
         return resize(images, preprocessing), labels
 
     keys = _endless_keys(examples, seed, start=start_step * batch_size)
-    if examples.in_memory and row.takes_batches:
+    if examples.in_memory and takes_batches:
         batches = keys.batch(batch_size, drop_remainder=True).enumerate(start_step)
         batches = _parallel_map(batches, prepare)
     else:

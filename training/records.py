@@ -8,13 +8,13 @@ import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from typing import Any
 
 import tensorflow as tf
 
 import keras_resnet
-from training.recipes import Recipe
+from training.files import write_json
+from training.recipe import Recipe
 
 RECORD = "record.json"
 BEST = "best.keras"  # the weights that were best on the validation split
@@ -145,28 +145,6 @@ def read(run_dir: str | os.PathLike) -> Record:
         )
     fields = json.loads(path.read_text())
     return Record(**{**fields, "recipe": Recipe(**fields["recipe"])})
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all: a reader never sees half of it.
-
-    Args:
-        path: Where; the directory exists.
-        content: Plain JSON types.
-    """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private otherwise
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,228 @@
+"""What a training recipe is: all the numbers that decide a result.
+
+It says which network learns from which images, and how, and nothing about the machine it runs on.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from keras_resnet.errors import unknown_name
+
+OPTIMIZERS = ("sgd", "lamb")
+SCHEDULES = ("step", "cosine", "one_cycle")
+WARMUPS = ("constant", "linear")
+LOSSES = ("categorical_crossentropy", "binary_crossentropy")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# field -> the words it may be
+_CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "warmup": WARMUPS,
+    "loss": LOSSES,
+    "precision": PRECISIONS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one network is trained.
+
+    Args:
+        name: Name in the table; `python -m training train NAME` follows it.
+        variant: Name of the network, one of `keras_resnet.list_variants()`.
+        dataset: Name of the images: `"digits"`, `"folder:PATH"` or any TFDS name.
+        batch_size: Images per step over all replicas together.
+        steps: Number of weight updates.
+        learning_rate: Rate at the start, or after the warm-up.
+        schedule: How the rate falls after the warm-up: `"step"` at the milestones, `"cosine"` or
+            `"one_cycle"` (a straight line) to zero after the last step.
+        milestones: Steps at which `"step"` multiplies the rate by `decay_factor`, rising.
+        decay_factor: In (0, 1).
+        warmup: How the rate begins: `"constant"` at `warmup_learning_rate`, or `"linear"`, from
+            there to `learning_rate`.
+        warmup_steps: Length of that first period.
+        warmup_learning_rate: Its rate, or its first rate.
+        optimizer: `"sgd"` or `"lamb"`.
+        momentum: Of SGD, in [0, 1).
+        nesterov: Whether the momentum is Nesterov's.
+        weight_decay: For SGD coupled: this fraction of every weight is added to its gradient. For
+            LAMB part of the update that its trust ratio scales.
+        decay_exclude: Words; weights whose names contain one of them do not decay.
+        clip_norm: Largest norm of all gradients together. `None`: not clipped.
+        ema_momentum: Of an average of the weights over the steps, which is what is evaluated and
+            kept; in (0, 1). `None`: no average.
+        loss: `"categorical_crossentropy"`, or `"binary_crossentropy"` of each class on its own
+            (ResNet strikes back).
+        label_smoothing: Share of a label that is spread over all classes, in [0, 1).
+        augmentation: What is done to the training images, in this order: names of
+            `training.augment.AUGMENTATIONS`, each with its keywords.
+        repeats: How often each image that is drawn stands in a batch, each time augmented anew
+            (repeated augmentation); an epoch then sees one in `repeats` images.
+        image_sizes: Side of the training images in pixels as the run goes on, as pairs of the
+            share of the steps done and the side: `((0, 160), (0.5, 192))`. Empty: the dataset's.
+        preprocessing: Fields of `Preprocessing` that differ from the dataset's, e.g.
+            `{"resize_size": 232}`.
+        precision: Keras dtype policy.
+        options: Options for `keras_resnet.build`.
+        reference: Where the recipe comes from, and what it reaches there.
+        measured_accuracy: Top-1 accuracy on the test split that a run of this recipe reached here,
+            in [0, 1]. `None`: not run.
+
+    Raises:
+        ValueError: If a choice is not known, the milestones do not fit the steps, or a number is
+            out of its range.
+    """
+
+    name: str
+    variant: str
+    dataset: str
+    batch_size: int
+    steps: int
+    learning_rate: float
+    schedule: str = "step"
+    milestones: tuple[int, ...] = ()
+    decay_factor: float = 0.1
+    warmup: str = "constant"
+    warmup_steps: int = 0
+    warmup_learning_rate: float = 0.01
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_exclude: tuple[str, ...] = ()
+    clip_norm: float | None = None
+    ema_momentum: float | None = None
+    loss: str = "categorical_crossentropy"
+    label_smoothing: float = 0.0
+    augmentation: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    repeats: int = 1
+    image_sizes: tuple[tuple[float, int], ...] = ()
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = "float32"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str = ""
+    measured_accuracy: float | None = None
+
+    def __post_init__(self):
+        # JSON has lists where these are tuples.
+        for field in ("milestones", "decay_exclude"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "image_sizes", tuple(map(tuple, self.image_sizes)))
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise unknown_name(field, getattr(self, field), choices)
+        self._check_lengths()
+        self._check_ranges()
+
+    def _check_lengths(self):
+        for field in ("batch_size", "steps", "repeats"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"A run needs at least one step of at least one image. Expected `{field}` >= "
+                    f"1. Received: {field}={getattr(self, field)}."
+                )
+        turns = (self.warmup_steps, *self.milestones, self.steps)
+        if list(turns) != sorted(turns) or turns[0] < 0:
+            raise ValueError(
+                "The learning-rate schedule is out of order. Expected 0 <= warmup_steps <= "
+                f"milestones <= steps. Received: warmup_steps={self.warmup_steps}, "
+                f"milestones={self.milestones}, steps={self.steps}."
+            )
+        starts = [start for start, _ in self.image_sizes]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1):
+            raise ValueError(
+                "The image sizes are out of order. Expected pairs of a rising share of the steps, "
+                f"from 0 to below 1, and a side. Received: image_sizes={self.image_sizes}."
+            )
+
+    def _check_ranges(self):
+        positive = ("learning_rate", "clip_norm")
+        for field in positive:
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"A run that cannot learn. Expected `{field}` > 0. Received: {field}={value}."
+                )
+        for field in ("momentum", "label_smoothing", "weight_decay", "ema_momentum"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(
+                    f"A share is out of its range. Expected 0 <= `{field}` < 1. "
+                    f"Received: {field}={value}."
+                )
+
+    def scaled(self, steps: int) -> "Recipe":
+        """The same recipe in another number of steps: milestones and warm-up move along.
+
+        Args:
+            steps: Number of steps, at least 1.
+
+        >>> from training.recipes import get_recipe
+        >>> get_recipe("cifar10-resnet20").scaled(steps=640).milestones
+        (320, 480)
+        """
+        ratio = steps / self.steps
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            milestones=tuple(round(step * ratio) for step in self.milestones),
+            warmup_steps=round(self.warmup_steps * ratio),
+        )
+
+    def with_batch_size(self, batch_size: int, *, scale_learning_rate: bool = False) -> "Recipe":
+        """The same recipe with another batch size and as many images: the steps are scaled.
+
+        Args:
+            batch_size: Images per step over all replicas together, at least 1.
+            scale_learning_rate: Whether the learning rate grows with the batch (Goyal et al. 2017,
+                section 2.1), or stays.
+
+        >>> from training.recipes import get_recipe
+        >>> recipe = get_recipe("cifar10-resnet20").with_batch_size(256)
+        >>> recipe.steps, recipe.milestones, recipe.learning_rate
+        (32000, (16000, 24000), 0.1)
+        """
+        factor = batch_size / self.batch_size if scale_learning_rate else 1
+        resized = dataclasses.replace(
+            self, batch_size=batch_size, learning_rate=self.learning_rate * factor
+        )
+        return resized.scaled(max(1, round(self.steps * self.batch_size / batch_size)))
+
+    def changed(self, changes: Mapping[str, Any]) -> "Recipe":
+        """The same recipe with other values; a dot leads into a mapping.
+
+        Args:
+            changes: Names of fields, such as `"learning_rate"`, `"options.shortcut"` or
+                `"augmentation.rand_augment.magnitude"`, with their new values.
+
+        Raises:
+            ValueError: If there is no such field, or a value does not fit.
+
+        >>> from training.recipes import get_recipe
+        >>> get_recipe("cifar10-resnet20").changed({"options.shortcut": "projection"}).options
+        {'shortcut': 'projection'}
+        """
+        recipe = self
+        fields = [field.name for field in dataclasses.fields(self)]
+        for path, value in changes.items():
+            field, *inner = path.split(".")
+            if field not in fields:
+                raise unknown_name("recipe field", field, fields)
+            if inner:
+                value = _with_inner(path, getattr(recipe, field), inner, value)
+            recipe = dataclasses.replace(recipe, **{field: value})
+        return recipe
+
+
+def _with_inner(path, mapping, keys, value):
+    """A copy of nested mappings with one value set."""
+    if not isinstance(mapping, Mapping):
+        raise ValueError(
+            "A recipe field has nothing inside it. Expected a dot after `options`, "
+            f"`augmentation` or `preprocessing` only. Received: {path!r}."
+        )
+    key, *inner = keys
+    if inner:
+        value = _with_inner(path, mapping.get(key, {}), inner, value)
+    return {**mapping, key: value}
