@@ -1,20 +1,62 @@
-"""The training step on TensorFlow: compiled by XLA on every replica, and traced once.
+"""The steps of `fit`, `evaluate` and `predict` on TensorFlow, as several replicas need them.
 
-Keras 3.15 wraps XLA around `strategy.run`, all replicas in one program on the first device, and
-fails with two of them. Here each replica compiles its own forward and backward pass; all-reduce,
-optimizer and metrics stay outside, where they may cross devices.
+- XLA inside each replica. Keras 3.15 wraps it around `strategy.run`, all replicas in one program on
+  the first device, and fails with two of them. Here each replica compiles its own forward and
+  backward pass; all-reduce, optimizer and metrics stay outside, where they may cross devices.
+- Shares of any size. The last batch may leave some replicas fewer images than others, or none;
+  every image counts the same, in the gradient and in the metrics.
+- One set of moving statistics. Each replica learns its own; their mean is evaluated and saved.
+- One trace. Variables of optimizer and metrics are made before the step is traced.
 """
 
+import contextlib
 import functools
+import logging
 
 import keras
 import tensorflow as tf
 
 from keras_resnet import dropping
 
+logger = logging.getLogger(__name__)
+
+
+def _averaged_first(name):
+    """The method of `keras.Model` of that name, on the mean of the replicas' statistics."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def averaged(self, *args, **kwargs):
+        self.average_moving_statistics()
+        return method(self, *args, **kwargs)
+
+    return averaged
+
 
 class ReplicaModel(keras.Model):
-    """A Keras model whose `compile(jit_compile=True)` holds under any `tf.distribute` strategy."""
+    """A Keras model that trains under any `tf.distribute` strategy, with XLA or without."""
+
+    evaluate = _averaged_first("evaluate")
+    predict = _averaged_first("predict")
+    save = _averaged_first("save")
+    save_weights = _averaged_first("save_weights")
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        self.average_moving_statistics()
+        return history
+
+    def average_moving_statistics(self) -> None:
+        """Sets every non-trainable float weight to its mean over the replicas of this process.
+
+        Each replica keeps its own moving mean and variance of the images it saw, and only those of
+        the first are saved. `fit`, `evaluate`, `predict`, `save` and `save_weights` call this.
+        """
+        for weight in self.non_trainable_variables:
+            copies = getattr(weight.value, "values", ())
+            if len(copies) > 1 and weight.value.dtype.is_floating:
+                weight.value.assign(tf.add_n([tf.identity(copy) for copy in copies]) / len(copies))
 
     @functools.cached_property
     def _residuals(self):
@@ -29,52 +71,176 @@ class ReplicaModel(keras.Model):
             return super().call(inputs, training=training, mask=mask)
         return dropping.run(self, standardized, self._residuals)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Makes the variables of optimizer and metrics before the training step is traced.
-
-        Keras does so under a strategy only. Elsewhere it makes them in the trace, and TensorFlow
-        traces a second time: minutes, for a thousand layers.
-        """
-        if self._distribute_strategy is not None:
-            super()._maybe_symbolic_build(iterator, data_batch)
-        elif iterator is not None:
-            # The shapes alone: a batch taken from a generator would be lost to the training.
-            spec = iterator._get_iterator().element_spec
-            if all(getattr(part, "shape", None) is not None for part in tf.nest.flatten(spec)):
-                self._symbolic_build(data_batch=spec)
-
     def train_step(self, data):
-        if not self._compiles_inside:
+        if not self._has_replicas:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        forward_backward = tf.function(self._loss_and_gradients, jit_compile=True, autograph=False)
-        loss, y_pred, gradients = forward_backward(x, y, sample_weight)
-        self._loss_tracker.update_state(loss, sample_weight=tf.shape(keras.tree.flatten(x)[0])[0])
+        learn = self._compiled(self._loss_and_gradients)
+        images = _count(x)
+        if isinstance(images, int):
+            loss, y_pred, gradients = learn(x, y, sample_weight, 1.0)
+        else:
+            loss, y_pred, gradients = self._learn_from_share(learn, images, x, y, sample_weight)
+        self._loss_tracker.update_state(loss, sample_weight=images)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return self._logs(x, y, y_pred, sample_weight)
 
-    def _loss_and_gradients(self, x, y, sample_weight):
-        """One replica's share: its loss as a mean over its images, predictions and gradients."""
+    def test_step(self, data):
+        if not self._has_replicas:
+            return super().test_step(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self._predict_share(x)
+        loss = self._compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
+        )
+        self._loss_tracker.update_state(self._unscaled(loss), sample_weight=_count(x))
+        return self._logs(x, y, y_pred, sample_weight)
+
+    def predict_step(self, data):
+        if not self._has_replicas:
+            return super().predict_step(data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._predict_share(x)
+
+    def _loss_and_gradients(self, x, y, sample_weight, share):
+        """One replica: its loss as a mean over its images, its predictions and its gradients.
+
+        `share` weighs the gradients, which are summed over the replicas: the number of images here
+        by that of an even share.
+        """
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self._compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
             )
-            scaled = self.optimizer.scale_loss(loss)
+            scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
         gradients = tape.gradient(scaled, [weight.value for weight in self.trainable_weights])
-        # Keras has divided the loss by the number of replicas, for gradients that are summed.
-        return loss * self.distribute_strategy.num_replicas_in_sync, y_pred, gradients
+        return self._unscaled(loss), y_pred, gradients
+
+    def _learn_from_share(self, learn, images, x, y, sample_weight):
+        """`learn` where the replicas may have different numbers of images, or none."""
+        total = tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.cast(images, tf.float32)
+        )
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        share = tf.cast(images, tf.float32) * replicas / total
+        if self._is_synchronized:  # replicas that wait for each other cannot skip
+            tf.debugging.assert_positive(
+                images,
+                "A replica got no images, and synchronised batch normalisation needs some on each. "
+                "Expected batches of at least one image per replica: drop_remainder=True.",
+            )
+            return learn(x, y, sample_weight, share)
+
+        def nothing():
+            y_pred = keras.tree.map_structure(
+                lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype),
+                self.output,
+            )
+            return 0.0, y_pred, [tf.zeros_like(weight.value) for weight in self.trainable_weights]
+
+        return tf.cond(images > 0, lambda: learn(x, y, sample_weight, share), nothing)
+
+    def _predict_share(self, x):
+        """Predictions for the images of this replica, of which there may be none."""
+        forward = self._compiled(lambda inputs: self(inputs, training=False))
+        images = _count(x)
+        if isinstance(images, int):
+            return forward(x)
+        # Convolutions on nothing fail inside oneDNN.
+        padding = tf.cast(tf.equal(images, 0), tf.int32)
+        padded = keras.tree.map_structure(
+            lambda part: tf.pad(part, [(0, padding)] + [(0, 0)] * (len(part.shape) - 1)), x
+        )
+        return keras.tree.map_structure(lambda part: part[:images], forward(padded))
+
+    def _unscaled(self, loss):
+        """The mean over one replica's images: Keras divides by the replicas, to sum gradients."""
+        return loss * self.distribute_strategy.num_replicas_in_sync
+
+    def _logs(self, x, y, y_pred, sample_weight):
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            # Keras averages over an axis that its logs do not have.
+            logs = keras.tree.map_structure(lambda value: tf.reshape(value, [1]), logs)
+        return logs
+
+    def _compiled(self, function):
+        """The function as one XLA program of this replica, if that is asked for."""
+        if not self.jit_compile or self._is_synchronized:
+            return function
+        return tf.function(function, jit_compile=True, autograph=False)
 
     @property
-    def _compiles_inside(self):
-        """Whether XLA goes inside `strategy.run`, around one replica, instead of around it."""
-        return self.jit_compile and self.distribute_strategy.num_replicas_in_sync > 1
+    def _has_replicas(self):
+        return self.distribute_strategy.num_replicas_in_sync > 1
+
+    @property
+    def _is_synchronized(self):
+        return any(getattr(layer, "synchronized", False) for layer in self._flatten_layers())
+
+    def _resolve_auto_jit_compile(self):
+        """`jit_compile="auto"`: XLA where every replica is an accelerator."""
+        if not self._has_replicas:
+            return super()._resolve_auto_jit_compile()
+        devices = self.distribute_strategy.extended.worker_devices
+        kinds = sorted({tf.DeviceSpec.from_string(device).device_type for device in devices})
+        chosen = "CPU" not in kinds
+        logger.info(
+            "jit_compile='auto': %s on %d replicas (%s).",
+            "XLA, an accelerator each" if chosen else "no XLA, oneDNN trains faster there,",
+            self.distribute_strategy.num_replicas_in_sync,
+            ", ".join(kinds),
+        )
+        return chosen
 
     def _make_function(self, step_function):
-        if not self._compiles_inside:
+        if self.jit_compile and self._has_replicas and self._is_synchronized:
+            logger.warning(
+                "jit_compile=True: without XLA all the same. Synchronised batch normalisation "
+                "crosses the replicas inside the network, and an XLA program does not."
+            )
+        with self._without_outer_xla():
             return super()._make_function(step_function)
-        self.jit_compile = False
+
+    def make_predict_function(self, force=False):
+        with self._without_outer_xla():
+            return super().make_predict_function(force)
+
+    @contextlib.contextmanager
+    def _without_outer_xla(self):
+        """Several replicas compile inside `strategy.run`; Keras must not wrap XLA around it."""
+        chosen = self.jit_compile
+        if self._has_replicas:
+            self.jit_compile = False
         try:
-            return super()._make_function(step_function)
+            yield
         finally:
-            self.jit_compile = True
+            self.jit_compile = chosen
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Makes the variables of optimizer and metrics before the step is traced.
+
+        Keras does so under a strategy only, and there averages the first batch over the replicas,
+        which fails if it is uneven. Elsewhere it makes them in the trace, and TensorFlow traces a
+        second time: minutes, for a thousand layers. Here the shapes alone do, and no batch of a
+        generator is lost.
+        """
+        if iterator is not None:
+            spec = iterator._get_iterator().element_spec
+            leaves = [
+                tf.nest.flatten(part, expand_composites=True)[0] for part in tf.nest.flatten(spec)
+            ]
+            if any(getattr(leaf, "shape", None) is None for leaf in leaves):
+                return super()._maybe_symbolic_build(iterator, data_batch)
+            data_batch = tf.nest.pack_sequence_as(spec, leaves)
+        elif self._distribute_strategy is None:
+            return
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+
+def _count(x):
+    """Number of images of a batch: an int where it is fixed, otherwise a tensor."""
+    first = keras.tree.flatten(x)[0]
+    return first.shape[0] or tf.shape(first)[0]

@@ -150,6 +150,120 @@ def test_evaluate_and_predict():
     assert accuracy["accuracy"] == pytest.approx(expected)
 
 
+def test_evaluation_is_compiled_too():
+    compiled = trained(2, jit_compile=True)
+    images, labels = images_and_labels()
+    step = tf.function(lambda data: compiled.distribute_strategy.run(compiled.test_step, (data,)))
+    traced = step.get_concrete_function((images[:4], labels[:4]))
+    outside = [node.op for node in traced.graph.as_graph_def().node]
+    assert "Conv2D" not in outside
+
+
+UNEVEN = 2 * BATCH + 1  # the last batch is a single image: one replica gets it, the other nothing
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_uneven_and_empty_shares_count_every_image_the_same(jit_compile):
+    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    one, two = trained(None, jit_compile=False), trained(2, jit_compile=jit_compile)
+    for model in (one, two):
+        model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0)
+    assert largest_difference(one, two) < 1e-5
+    expected, received = (
+        model.evaluate(images, labels, batch_size=BATCH, verbose=0, return_dict=True)
+        for model in (one, two)
+    )
+    assert received == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(
+        two.predict(images, batch_size=BATCH, verbose=0),
+        one.predict(images, batch_size=BATCH, verbose=0),
+        atol=1e-5,
+    )
+
+
+def test_an_empty_share_leaves_the_statistics_alone():
+    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    model = trained(2, jit_compile=False, options={}, optimizer=keras.optimizers.SGD(0.0))
+    variance = model.get_layer("stem_bn").moving_variance
+    model.fit(images[:-1], labels[:-1], batch_size=BATCH, shuffle=False, verbose=0)
+    images_of_one = tf.data.Dataset.from_tensor_slices((images[-1:], labels[-1:])).batch(BATCH)
+    before = np.array([copy.numpy() for copy in variance.value.values])
+    expected = before.copy()
+    probe = keras.Model(model.inputs, model.get_layer("stem_conv").output)
+    expected[0] = 0.9 * before[0] + 0.1 * probe(images[-1:]).numpy().var(axis=(0, 1, 2))
+    model.fit(images_of_one, verbose=0)
+    np.testing.assert_allclose(variance.numpy(), expected.mean(axis=0), rtol=1e-4)
+
+
+def test_a_first_batch_that_does_not_divide():
+    images, labels = images_and_labels()
+    one, two = trained(None, jit_compile=False), trained(2, jit_compile=False)
+    for model in (one, two):
+        model.fit(images[:5], labels[:5], batch_size=5, shuffle=False, verbose=0)
+    assert largest_difference(one, two) < 1e-5
+
+
+def test_what_is_evaluated_is_what_is_saved(tmp_path):
+    images, labels = images_and_labels()
+    model = trained(2, jit_compile=False, options={})
+    loss = model.evaluate(images, labels, batch_size=BATCH, verbose=0)[0]
+    model.save(tmp_path / "model.keras")
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.evaluate(images, labels, verbose=0)[0] == pytest.approx(loss, rel=1e-5)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    expected = loaded.predict(images, verbose=0)
+    np.testing.assert_allclose(exported.serve(images), expected, atol=1e-5)
+
+
+def test_auto_takes_no_xla_on_cpus_and_says_so(caplog):
+    caplog.set_level("INFO", logger="keras_resnet")
+    model = trained(2, jit_compile="auto")
+    assert not model.jit_compile
+    assert "no XLA, oneDNN trains faster there, on 2 replicas (CPU)" in caplog.text
+
+
+def test_synchronised_statistics_take_the_road_that_works_and_say_so(caplog):
+    def synchronized(replicas, jit_compile):
+        keras.utils.set_random_seed(0)
+        with make_strategy(replicas).scope():
+            model = keras_resnet.CifarResNet(depth=8, input_shape=(8, 8, 3))
+            keras_resnet.surgery.synchronize_batch_norm(model)
+            model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=jit_compile)
+        model.fit(*images_and_labels(), batch_size=BATCH, shuffle=False, verbose=0)
+        return model
+
+    two = synchronized(2, jit_compile=True)
+    assert "without XLA all the same" in caplog.text
+    assert largest_difference(synchronized(1, jit_compile=False), two) < 1e-4
+
+
+def test_a_custom_metric_and_a_custom_loss():
+    @keras.saving.register_keras_serializable("tests")
+    class Worst(keras.metrics.Metric):
+        def __init__(self, name="worst", **kwargs):
+            super().__init__(name=name, **kwargs)
+            self.total = self.add_variable((), "zeros", name="total")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.total.assign_add(keras.ops.sum(1 - keras.ops.max(y_pred, axis=-1)))
+
+        def result(self):
+            return self.total
+
+    def squared(y_true, y_pred):
+        return keras.ops.sum((keras.ops.one_hot(y_true, 10) - y_pred) ** 2, axis=-1)
+
+    compiled, plain = (
+        trained(2, jit_compile=jit, loss=squared, metrics=[Worst()]) for jit in (True, False)
+    )
+    assert largest_difference(compiled, plain) < 1e-5
+    images, labels = images_and_labels()
+    expected = (1 - plain.predict(images, verbose=0).max(axis=-1)).sum()
+    worst = compiled.evaluate(images, labels, verbose=0, return_dict=True)["worst"]
+    assert worst == pytest.approx(expected, rel=1e-4)
+
+
 def test_variables_are_made_before_the_trace():
     traces = []
 

@@ -2,13 +2,14 @@
 
 They take Functional models (or built Sequential ones) of this package or not, find the pattern they
 need in the graph, and return a new model with weights of its own; the model that was given is left
-as it was. The result is not compiled.
+as it was. The result is not compiled. (`synchronize_batch_norm` alone works in place.)
 """
 
 from keras_resnet.surgery.deepening import deepen
 from keras_resnet.surgery.folding import batch_norm_folds, fold_batch_norm
 from keras_resnet.surgery.plain import PlainCost, plain_cost, to_plain
 from keras_resnet.surgery.residual import to_residual
+from keras_resnet.surgery.synchronizing import synchronize_batch_norm
 
 __all__ = [
     "PlainCost",
@@ -16,6 +17,7 @@ __all__ = [
     "deepen",
     "fold_batch_norm",
     "plain_cost",
+    "synchronize_batch_norm",
     "to_plain",
     "to_residual",
 ]
