@@ -34,7 +34,16 @@ def _averaged_first(name):
 
 
 class ReplicaModel(keras.Model):
-    """A Keras model that trains under any `tf.distribute` strategy, with XLA or without."""
+    """A Keras model that trains under any `tf.distribute` strategy, with XLA or without.
+
+    Attributes:
+        accumulation_steps: In how many parts, one after the other, each replica does its share of
+            a training batch: the memory of a smaller batch, the gradient of the whole one. (Batch
+            statistics are those of a part.) The share must divide by it. Set it before `fit`.
+            Keras's own `gradient_accumulation_steps` fails under a strategy.
+    """
+
+    accumulation_steps = 1
 
     evaluate = _averaged_first("evaluate")
     predict = _averaged_first("predict")
@@ -72,10 +81,10 @@ class ReplicaModel(keras.Model):
         return dropping.run(self, standardized, self._residuals)
 
     def train_step(self, data):
-        if not self._has_replicas:
+        if not self._has_replicas and self.accumulation_steps == 1:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        learn = self._compiled(self._loss_and_gradients)
+        learn = self._compiled(self._accumulate)
         images = _count(x)
         if isinstance(images, int):
             loss, y_pred, gradients = learn(x, y, sample_weight, 1.0)
@@ -101,6 +110,39 @@ class ReplicaModel(keras.Model):
             return super().predict_step(data)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._predict_share(x)
+
+    def _accumulate(self, x, y, sample_weight, share):
+        """`_loss_and_gradients` of a share, in parts that never lie in memory together."""
+        parts = self.accumulation_steps
+        if parts == 1:
+            return self._loss_and_gradients(x, y, sample_weight, share)
+        data = keras.tree.map_structure(
+            lambda part: None if part is None else tf.reshape(part, [parts, -1, *part.shape[1:]]),
+            (x, y, sample_weight),
+        )
+
+        def body(number, loss, gradients, predictions):
+            part = keras.tree.map_structure(lambda all: None if all is None else all[number], data)
+            more_loss, y_pred, more = self._loss_and_gradients(*part, share / parts)
+            predictions = [
+                array.write(number, value)
+                for array, value in zip(predictions, keras.tree.flatten(y_pred))
+            ]
+            gradients = [old + new for old, new in zip(gradients, more)]
+            return number + 1, loss + more_loss / parts, gradients, predictions
+
+        outputs = keras.tree.flatten(self.output)
+        start = (
+            0,
+            0.0,
+            [tf.zeros_like(weight.value) for weight in self.trainable_weights],
+            [tf.TensorArray(output.dtype, parts) for output in outputs],
+        )
+        _, loss, gradients, predictions = tf.while_loop(
+            lambda number, *_: number < parts, body, start, parallel_iterations=1
+        )
+        y_pred = keras.tree.pack_sequence_as(self.output, [array.concat() for array in predictions])
+        return loss, y_pred, gradients
 
     def _loss_and_gradients(self, x, y, sample_weight, share):
         """One replica: its loss as a mean over its images, its predictions and its gradients.

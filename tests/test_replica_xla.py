@@ -19,7 +19,9 @@ def images_and_labels():
     return images, rng.integers(0, 10, len(images))
 
 
-def trained(replicas, *, jit_compile, options=NO_STATISTICS, fit=None, **arguments):
+def trained(
+    replicas, *, jit_compile, options=NO_STATISTICS, fit=None, accumulation_steps=1, **arguments
+):
     """A small network after three steps, on `replicas` devices or without any strategy."""
     keras.utils.set_random_seed(0)
     scope = make_strategy(replicas).scope() if replicas else tf.name_scope("")
@@ -31,6 +33,7 @@ def trained(replicas, *, jit_compile, options=NO_STATISTICS, fit=None, **argumen
             "metrics": ["accuracy"],
         } | arguments
         model.compile(jit_compile=jit_compile, **arguments)
+    model.accumulation_steps = accumulation_steps
     model.fit(*images_and_labels(), batch_size=BATCH, shuffle=False, verbose=0, **(fit or {}))
     return model
 
@@ -201,6 +204,20 @@ def test_a_first_batch_that_does_not_divide():
     for model in (one, two):
         model.fit(images[:5], labels[:5], batch_size=5, shuffle=False, verbose=0)
     assert largest_difference(one, two) < 1e-5
+
+
+@pytest.mark.parametrize(("replicas", "jit_compile"), [(None, False), (1, True), (2, True)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(replicas, jit_compile):
+    whole = trained(None, jit_compile=False)
+    parts = trained(replicas, jit_compile=jit_compile, accumulation_steps=4)
+    assert largest_difference(whole, parts) < 1e-5
+    images, labels = images_and_labels()
+    histories = [
+        model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0).history
+        for model in (whole, parts)
+    ]
+    for name in ("loss", "accuracy"):
+        assert histories[1][name] == pytest.approx(histories[0][name], rel=1e-4)
 
 
 def test_what_is_evaluated_is_what_is_saved(tmp_path):
