@@ -223,14 +223,14 @@ class ReplicaModel(keras.Model):
 
     def _resolve_auto_jit_compile(self):
         """`jit_compile="auto"`: XLA where every replica is an accelerator."""
-        if not self._has_replicas:
+        if self._distribute_strategy is None:
             return super()._resolve_auto_jit_compile()
         devices = self.distribute_strategy.extended.worker_devices
         kinds = sorted({tf.DeviceSpec.from_string(device).device_type for device in devices})
         chosen = "CPU" not in kinds
         logger.info(
-            "jit_compile='auto': %s on %d replicas (%s).",
-            "XLA, an accelerator each" if chosen else "no XLA, oneDNN trains faster there,",
+            "jit_compile='auto': %s on %d replica(s), %s.",
+            "XLA, an accelerator each" if chosen else "no XLA, because oneDNN trains faster,",
             self.distribute_strategy.num_replicas_in_sync,
             ", ".join(kinds),
         )

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from training.optimizers import CoupledSGD, learning_rate_schedule, make_optimizer
+from training.optimizers import CoupledSGD, Lamb, learning_rate_schedule, make_optimizer
 from training.recipes import get_recipe
 from training.strategy import make_strategy
 
@@ -146,3 +146,63 @@ def test_the_optimizer_follows_the_recipe():
     config = make_optimizer(get_recipe("cifar10-resnet20")).get_config()
     assert (config["momentum"], config["nesterov"], config["weight_decay"]) == (0.9, False, 1e-4)
     assert config["exclude"] == []
+
+
+def numpy_lamb(weights, gradients, rate, decay, adapts):
+    """You et al. 2020, algorithm 2, in float64."""
+    first, second = np.zeros_like(weights), np.zeros_like(weights)
+    for step, gradient in enumerate(gradients, start=1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-6)
+        if adapts:
+            update = update + decay * weights
+            update = update * np.linalg.norm(weights) / np.linalg.norm(update)
+        weights = weights - rate * update
+    return weights
+
+
+@pytest.mark.parametrize("name", ["kernel", "gamma"])
+def test_lamb_equals_a_float64_loop(name):
+    random = np.random.default_rng(2)
+    start, gradients = random.normal(size=6), random.normal(size=(20, 6))
+    weight = keras.Variable(start.astype("float32"), name=name)
+    optimizer = Lamb(0.01, weight_decay=0.1, exclude=("gamma",))
+    optimizer.build([weight])
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient, "float32")])
+    expected = numpy_lamb(start, gradients, 0.01, 0.1, adapts=name == "kernel")
+    np.testing.assert_allclose(weight.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [CoupledSGD, Lamb])
+def test_two_replicas_clip_the_gradient_of_the_whole_batch(optimizer):
+    """Keras clips each replica's gradient before the sum, which is another step."""
+    random = np.random.default_rng(3)
+    images, targets = random.normal(size=(16, 4)), random.normal(size=(16, 1))
+
+    def train(replicas):
+        with make_strategy(replicas).scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.set_weights([np.full((4, 1), 0.5), np.zeros(1)])
+            model.compile(optimizer(0.1, weight_decay=0.01, global_clipnorm=0.1), "mse")
+        model.fit(images, targets, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        return model.get_weights()[0]
+
+    np.testing.assert_allclose(train(2), train(1), rtol=1e-5)
+
+
+def test_lamb_survives_saving():
+    optimizer = Lamb(0.01, weight_decay=0.3, exclude=("bias",), global_clipnorm=1.0)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert isinstance(again, Lamb)
+    assert again.get_config() == optimizer.get_config()
+
+
+def test_recipes_choose_lamb_clipping_and_the_average_of_weights():
+    config = make_optimizer(get_recipe("imagenet-resnet50-a1")).get_config()
+    assert (config["name"], config["weight_decay"]) == ("lamb", 0.01)
+    assert config["global_clipnorm"] == 1.0
+    config = make_optimizer(get_recipe("imagenet-resnet50-torchvision-v2")).get_config()
+    assert (config["use_ema"], config["ema_momentum"]) == (True, 0.999966)
+    assert config["exclude"] == ["gamma", "beta"]

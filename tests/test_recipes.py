@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 import keras_resnet
+from keras_resnet.axes import resolve
+from keras_resnet.preprocessing import CIFAR10
+from training.augment import chain
+from training.optimizers import learning_rate_schedule, make_optimizer
 from training.recipe import Recipe
 from training.recipes import RECIPES, get_recipe, write_recipe
 
-OF_THE_PAPER = [
-    name for name in RECIPES if name.startswith("cifar10-") and not name.endswith("-fast")
-]
+OF_THE_PAPER = [name for name in RECIPES if re.fullmatch(r"cifar10-(resnet|plainnet)\d+", name)]
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
@@ -24,23 +27,52 @@ def test_cifar10_recipes_are_those_of_the_paper(name):
     assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 1e-4)
     assert recipe.augmentation == {"pad_crop_flip": {}}
     assert (recipe.warmup_steps, recipe.warmup_learning_rate) == (
-        400 if name == "cifar10-resnet110" else 0,
+        400 if name in ("cifar10-resnet110", "cifar10-resnet1202") else 0,
         0.01,
     )
 
 
 def test_the_table_has_the_networks_of_the_paper():
     depths = {name.removeprefix("cifar10-") for name in OF_THE_PAPER}
-    assert depths == {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)} | {
+    assert depths == {f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)} | {
         f"plainnet{depth}" for depth in (20, 32, 44, 56)
     }
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
-def test_every_recipe_names_a_network_and_its_source(recipe):
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_followed(name):
+    recipe = RECIPES[name]
     assert recipe.variant in keras_resnet.list_variants()
+    resolve(recipe.variant, recipe.options)
+    chain(recipe.augmentation, CIFAR10)
+    make_optimizer(recipe)
     assert recipe.reference
     assert RECIPES[recipe.name] is recipe
+
+
+# name -> epochs, batch, rate at the start, after half and before the end: from the papers' texts.
+PUBLISHED = {
+    "cifar10-resnet110-stochastic-depth": (500, 128, 0.1, 0.01, 0.001),
+    "cifar10-wideresnet28-10": (200, 128, 0.1, 0.02, 0.0008),
+    "cifar10-densenetbc100-12": (300, 64, 0.1, 0.01, 0.001),
+    "imagenet-resnet50-torchvision-v1": (90, 256, 0.1, 0.01, 0.001),
+    "imagenet-resnet50-torchvision-v2": (600, 1024, 0.005, 0.25, 0.0),
+    "imagenet-resnet50-a1": (600, 2048, 1e-4, 0.0025, 0.0),
+    "imagenet-resnet50-a2": (300, 2048, 1e-4, 0.0025, 0.0),
+    "imagenet-resnet50-a3": (100, 2048, 1e-4, 0.00433, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_epochs_and_rates_are_the_published_ones(name):
+    recipe = RECIPES[name]
+    images = {"cifar10": 45_000, "imagenet2012": 1_271_167}[recipe.dataset]
+    epochs, batch_size, first, middle, last = PUBLISHED[name]
+    assert recipe.batch_size == batch_size
+    assert recipe.steps * batch_size / images == pytest.approx(epochs, rel=1e-4)
+    rate = learning_rate_schedule(recipe)
+    rates = [float(rate(step)) for step in (0, recipe.steps // 2 + 1, recipe.steps - 1)]
+    assert rates == pytest.approx([first, middle, last], rel=0.03, abs=1e-8)
 
 
 def test_scaling_moves_milestones_and_warm_up():

@@ -237,7 +237,7 @@ def test_auto_takes_no_xla_on_cpus_and_says_so(caplog):
     caplog.set_level("INFO", logger="keras_resnet")
     model = trained(2, jit_compile="auto")
     assert not model.jit_compile
-    assert "no XLA, oneDNN trains faster there, on 2 replicas (CPU)" in caplog.text
+    assert "no XLA, because oneDNN trains faster, on 2 replica(s), CPU" in caplog.text
 
 
 def test_synchronised_statistics_take_the_road_that_works_and_say_so(caplog):

@@ -4,9 +4,22 @@ import keras
 
 from training.recipe import Recipe
 
+_SUMS_LATER = keras.backend.backend() == "tensorflow"  # JAX hands over gradients already summed
+
+
+class _ClipsTheSum:
+    """Clips the gradients of all replicas together; Keras clips each replica's before the sum."""
+
+    def _clip_gradients(self, grads):
+        return grads if _SUMS_LATER else super()._clip_gradients(grads)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        grads, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars))
+        return list(zip(super()._clip_gradients(list(grads)), variables))
+
 
 @keras.saving.register_keras_serializable(package="training")
-class CoupledSGD(keras.optimizers.SGD):
+class CoupledSGD(_ClipsTheSum, keras.optimizers.SGD):
     """SGD whose weight decay is part of the gradient, as in the paper, Caffe and torch.
 
     `keras.optimizers.SGD(weight_decay=...)` is decoupled: it shrinks the weights outside of the
@@ -63,6 +76,69 @@ class CoupledSGD(keras.optimizers.SGD):
         return {
             **super().get_config(),
             "weight_decay": self.coupled_weight_decay,
+            "exclude": list(self.exclude),
+        }
+
+
+@keras.saving.register_keras_serializable(package="training")
+class Lamb(_ClipsTheSum, keras.optimizers.Lamb):
+    """LAMB with the weight decay inside the update that the trust ratio scales, as published.
+
+    `keras.optimizers.Lamb(weight_decay=...)` shrinks the weights outside of it. Weights that do not
+    decay are not scaled either (they take Adam's step), as in timm, which trained "ResNet strikes
+    back".
+
+    Args:
+        learning_rate: Positive float or a schedule.
+        weight_decay: Non-negative float.
+        exclude: Words; a variable whose name contains one of them does not decay.
+        **kwargs: As `keras.optimizers.Lamb`.
+
+    Reference: You et al. 2020, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.005,
+        weight_decay=0.02,
+        exclude=(),
+        epsilon=1e-6,
+        name="lamb",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
+        self.inner_weight_decay = weight_decay
+        self.exclude = tuple(exclude)
+        self.exclude_from_weight_decay(var_names=self.exclude)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Adam's direction, the decay added, at the length of the weights."""
+        ops, dtype = keras.ops, variable.dtype
+        rate, gradient = ops.cast(learning_rate, dtype), ops.cast(gradient, dtype)
+        step = ops.cast(self.iterations + 1, dtype)
+        index = self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        self.assign(first, self.beta_1 * first + (1 - self.beta_1) * gradient)
+        self.assign(second, self.beta_2 * second + (1 - self.beta_2) * ops.square(gradient))
+        mean = first / (1 - ops.power(ops.cast(self.beta_1, dtype), step))
+        variance = second / (1 - ops.power(ops.cast(self.beta_2, dtype), step))
+        update = mean / (ops.sqrt(variance) + self.epsilon)
+        if self.inner_weight_decay and self._use_weight_decay(variable):
+            update = update + self.inner_weight_decay * variable
+            length, of_update = (ops.sqrt(ops.sum(ops.square(each))) for each in (variable, update))
+            ratio = ops.where(
+                ops.logical_and(length > 0, of_update > 0),
+                length / ops.maximum(of_update, keras.config.epsilon()),
+                1.0,
+            )
+            update = ratio * update
+        self.assign_sub(variable, rate * update)
+
+    def get_config(self):
+        """The arguments, with the inner decay in the place of Keras's."""
+        return {
+            **super().get_config(),
+            "weight_decay": self.inner_weight_decay,
             "exclude": list(self.exclude),
         }
 
@@ -144,16 +220,20 @@ def _steps_down(recipe):
     return keras.optimizers.schedules.PiecewiseConstantDecay([turn - 1 for turn in turns], rates)
 
 
-def make_optimizer(recipe: Recipe) -> CoupledSGD:
+def make_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe, not built yet.
 
     Args:
         recipe: The recipe.
     """
-    return CoupledSGD(
-        learning_rate_schedule(recipe),
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        exclude=recipe.decay_exclude,
-    )
+    common = {
+        "weight_decay": recipe.weight_decay,
+        "exclude": recipe.decay_exclude,
+        "global_clipnorm": recipe.clip_norm,
+        "use_ema": recipe.ema_momentum is not None,
+        "ema_momentum": recipe.ema_momentum or 0.0,
+    }
+    rates = learning_rate_schedule(recipe)
+    if recipe.optimizer == "lamb":
+        return Lamb(rates, **common)
+    return CoupledSGD(rates, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)

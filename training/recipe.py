@@ -64,6 +64,8 @@ class Recipe:
         preprocessing: Fields of `Preprocessing` that differ from the dataset's, e.g.
             `{"resize_size": 232}`.
         precision: Keras dtype policy.
+        synchronized_batch_norm: Whether replicas share the statistics of their images, see
+            `keras_resnet.surgery.synchronize_batch_norm`.
         options: Options for `keras_resnet.build`.
         reference: Where the recipe comes from, and what it reaches there.
         measured_accuracy: Top-1 accuracy on the test split that a run of this recipe reached here,
@@ -100,6 +102,7 @@ class Recipe:
     image_sizes: tuple[tuple[float, int], ...] = ()
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: str = "float32"
+    synchronized_batch_norm: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
     measured_accuracy: float | None = None

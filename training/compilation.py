@@ -1,0 +1,105 @@
+"""From a recipe to a compiled network: precision, loss, optimizer, and how it is compiled."""
+
+import contextlib
+import dataclasses
+
+import keras
+
+import keras_resnet
+from keras_resnet.preprocessing import Preprocessing
+from training import augment
+from training.optimizers import make_optimizer
+from training.recipe import Recipe
+
+
+def compiled_model(
+    recipe: Recipe, dataset, *, xla: bool | str = "auto", accumulation_steps: int = 1
+) -> keras.Model:
+    """The recipe's network for a dataset, ready to be trained; call it in a strategy's scope.
+
+    Args:
+        recipe: The recipe.
+        dataset: Its images give the input shape, its labels the classes.
+        xla: Whether XLA compiles the training step; `"auto"`: on accelerators.
+        accumulation_steps: In how many parts each replica does its share of a batch.
+    """
+    preprocessing = preprocessing_of(recipe, dataset)
+    # Images that grow during the run want a network for every size.
+    size = (None, None) if recipe.image_sizes else preprocessing.size
+    with _policy(recipe.precision):
+        model = keras_resnet.build(
+            recipe.variant,
+            input_shape=(*size, dataset.image_shape[-1]),
+            classes=len(dataset.class_names),
+            classifier_activation="softmax" if _is_exclusive(recipe) else "sigmoid",
+            **recipe.options,
+        )
+    model.preprocessing = preprocessing  # the exports carry it along
+    if recipe.synchronized_batch_norm:
+        keras_resnet.surgery.synchronize_batch_norm(model)
+    model.accumulation_steps = accumulation_steps
+    model.compile(
+        make_optimizer(recipe),
+        loss=_loss(recipe),
+        # Weighted: the images that fill up the last validation batch weigh nothing. The loss
+        # itself is a mean over batches, so the exact mean over images is a metric.
+        weighted_metrics=_metrics(recipe),
+        jit_compile=xla,
+    )
+    return model
+
+
+def preprocessing_of(recipe: Recipe, dataset) -> Preprocessing:
+    """What the network does with images before it sees them: the dataset's, as the recipe wants it.
+
+    Args:
+        recipe: The recipe.
+        dataset: What it is trained on.
+    """
+    return dataclasses.replace(dataset.preprocessing, **recipe.preprocessing)
+
+
+def wants_one_hot(recipe: Recipe) -> bool:
+    """Whether labels are vectors, because an image may belong to several classes in part.
+
+    Args:
+        recipe: The recipe.
+    """
+    return not (
+        _is_exclusive(recipe)
+        and recipe.label_smoothing == 0
+        and not any(augment.get_augmentation(n).kind == "mix" for n in recipe.augmentation)
+    )
+
+
+def _is_exclusive(recipe):
+    return recipe.loss == "categorical_crossentropy"
+
+
+def _loss(recipe):
+    if not wants_one_hot(recipe):
+        return keras.losses.SparseCategoricalCrossentropy()
+    of_vectors = {
+        "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
+        "binary_crossentropy": keras.losses.BinaryCrossentropy,
+    }
+    return of_vectors[recipe.loss](label_smoothing=recipe.label_smoothing)
+
+
+def _metrics(recipe):
+    kind = "Categorical" if wants_one_hot(recipe) else "SparseCategorical"
+    return [
+        getattr(keras.metrics, f"{kind}Accuracy")(name="accuracy"),
+        getattr(keras.metrics, f"{kind}Crossentropy")(name="cross_entropy"),
+    ]
+
+
+@contextlib.contextmanager
+def _policy(name):
+    """Layers that are made in here compute so."""
+    default = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(default)
