@@ -76,6 +76,7 @@ from keras_resnet.preprocessing import (
     preprocess_input,
 )
 from keras_resnet.variants import VARIANTS, Variant, list_variants
+from keras_resnet.weights import WeightSet, list_weights
 
 __version__ = "0.1.0"
 
@@ -135,6 +136,7 @@ __all__ = [
     "SEResNet101",
     "SEResNet152",
     "Variant",
+    "WeightSet",
     "WideResNet16_4",
     "WideResNet16_8",
     "WideResNet16_10",
@@ -154,6 +156,7 @@ __all__ = [
     "ensemble",
     "export",
     "list_variants",
+    "list_weights",
     "preprocess_input",
     "surgery",
 ]

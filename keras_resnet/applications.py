@@ -15,7 +15,8 @@ network's own values as defaults.
 
 Args:
     include_top: Whether to end in average pooling and a classifier.
-    weights: `None` for random initialisation, or the path of a weights file.
+    weights: `None` for random initialisation; the tag of a published set, see
+        `keras_resnet.list_weights()`; or the path of a weights file.
     input_tensor: Keras tensor to build upon, instead of a new input.
     input_shape: `(height, width, channels)`, or channels first by Keras's setting. Sizes may be
         `None` or odd, channels any number. Default: `{input_shape}`, or `(None, None, 3)`

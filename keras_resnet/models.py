@@ -14,6 +14,7 @@ from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.stems import STEMS, TRANSITIONS
 from keras_resnet.variants import Variant
+from keras_resnet.weights import get_weight_set, load_weights
 
 
 def _base_model():
@@ -98,8 +99,9 @@ def build(
     Args:
         variant: A name of `list_variants()`, or a `Variant`.
         include_top: Whether to end in average pooling and a classifier.
-        weights: `None` for random initialisation, or the path of a weights file that
-            `model.load_weights` reads.
+        weights: `None` for random initialisation; the tag of a published set, see
+            `keras_resnet.list_weights(variant)`; or the path of a file that `model.load_weights`
+            reads.
         input_tensor: Keras tensor to build upon, instead of a new input.
         input_shape: `(height, width, channels)`, or channels first by Keras's setting; sizes may
             be `None` or odd, and channels any number. Default: the size the network was designed
@@ -127,7 +129,8 @@ def build(
     271098
     """
     variant = resolve(variant, options)
-    _check_arguments(include_top, weights, pooling, classes)
+    _check_arguments(include_top, pooling, classes)
+    weight_set = _weight_set(variant, weights, include_top, classes)
     stages = _stage_geometries(variant)
     inputs, x = _input(variant, include_top, input_tensor, input_shape)
 
@@ -141,19 +144,30 @@ def build(
             x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
     x = _head(x, variant, include_top, pooling, classes or variant.classes, classifier_activation)
 
-    preprocessing = _preprocessing(variant, inputs)
+    record = weight_set.preprocessing if weight_set else variant.preprocessing
+    preprocessing = _preprocessing(record, inputs)
     model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
-    if weights is not None:
+    if weight_set:
+        load_weights(model, weight_set.path, head=include_top, sha256=weight_set.sha256)
+    elif weights is not None:
         model.load_weights(weights)
     return model
 
 
-def _check_arguments(include_top, weights, pooling, classes):
-    if weights is not None and not os.path.exists(weights):
+def _weight_set(variant, weights, include_top, classes):
+    """The published set that `weights` names; `None` for no weights and for a path."""
+    if weights is None or os.path.exists(weights):
+        return None
+    weight_set = get_weight_set(variant.name, weights)
+    if include_top and classes not in (None, weight_set.classes):
         raise ValueError(
-            "The `weights` argument should be `None` (random initialization) or the path to the "
-            f"weights file to be loaded. Received: weights={weights!r}"
+            f"The classifier of weights={weights!r} is for other classes. Expected "
+            f"classes={weight_set.classes}, or include_top=False. Received: classes={classes}"
         )
+    return weight_set
+
+
+def _check_arguments(include_top, pooling, classes):
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
     if include_top and classes is not None and classes < 1:
@@ -217,9 +231,8 @@ def _input(variant, include_top, input_tensor, input_shape):
     return inputs, inputs
 
 
-def _preprocessing(variant, inputs) -> Preprocessing:
-    """The variant's preprocessing, brought to the model's own input size and channels."""
-    record = variant.preprocessing
+def _preprocessing(record, inputs) -> Preprocessing:
+    """A preprocessing, brought to the model's own input size and channels."""
     shape = keras.tree.flatten(inputs)[0].shape[1:]
     if keras.config.image_data_format() == "channels_first":
         shape = (*shape[1:], shape[0])

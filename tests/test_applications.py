@@ -139,8 +139,8 @@ def test_help_of_resnet34_says_what_it_is():
 REFUSED = [
     (
         {"weights": "imagenet"},
-        "The `weights` argument should be `None` (random initialization) or the path to the "
-        "weights file to be loaded. Received: weights='imagenet'",
+        "Unknown weights of resnet18. Expected one of None, the path of a file. "
+        "Received: 'imagenet'.",
     ),
     (
         {"input_shape": (16, 40, 3)},
