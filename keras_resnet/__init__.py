@@ -1,6 +1,6 @@
 """Residual networks for Keras, exact to the last parameter."""
 
-from keras_resnet import export, surgery
+from keras_resnet import export, surgery, weights
 from keras_resnet.applications import (
     CifarPlainNet,
     CifarPlainNet20,
@@ -159,4 +159,5 @@ __all__ = [
     "list_weights",
     "preprocess_input",
     "surgery",
+    "weights",
 ]

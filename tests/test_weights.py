@@ -1,12 +1,16 @@
 """Weights in files: whole, into the right network, or an error that says what does not fit."""
 
 import hashlib
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import keras_resnet
-from keras_resnet.weights import load_weights, read_metadata, save_weights
+from keras_resnet.weights import WEIGHT_SETS, load_weights, read_metadata, save_weights
+from training import datasets, evaluate
 
 SMALL = {"depth": 8, "input_shape": (8, 8, 3)}
 
@@ -94,3 +98,69 @@ def test_a_changed_file_is_noticed_by_its_hash(model, saved):
     saved.write_bytes(content)
     with pytest.raises(ValueError, match=f"Expected sha256 {sha256}"):
         load_weights(model, saved, sha256=sha256)
+
+
+@pytest.mark.parametrize("row", WEIGHT_SETS, ids=lambda row: f"{row.variant}-{row.tag}")
+def test_shipped_weights_carry_the_record_of_their_run(row):
+    record = json.loads(read_metadata(row.path)["record"])
+    assert record["recipe"]["variant"] == row.variant
+    assert record["results"]["test"]["top1"] == row.accuracy
+    assert record["results"]["test"]["count"] == 10_000
+    assert row.source.split()[-1] == record["recipe"]["name"]
+    assert row in keras_resnet.list_weights(row.variant)
+
+
+@pytest.mark.cifar10
+@pytest.mark.parametrize("row", WEIGHT_SETS, ids=lambda row: f"{row.variant}-{row.tag}")
+def test_shipped_weights_reach_their_accuracy_on_the_real_test_split(row):
+    model = keras_resnet.build(row.variant, weights=row.tag)
+    assert model.preprocessing == row.preprocessing
+    test = datasets.load("cifar10").splits["test"]
+    scores = evaluate.evaluate(model, test, preprocessing=model.preprocessing)
+    assert scores.count == 10_000
+    assert scores.top1 == pytest.approx(row.accuracy, abs=5e-4)  # rounding differs by machine
+
+
+def test_weights_by_tag_fit_other_heads_and_sizes():
+    model = keras_resnet.CifarResNet20(weights="cifar10")
+    backbone = keras_resnet.CifarResNet20(
+        weights="cifar10", include_top=False, pooling="avg", input_shape=(48, 40, 3)
+    )
+    assert backbone.output_shape == (None, 64)
+    assert backbone.preprocessing.mean == model.preprocessing.mean
+    for layer in ("stem_conv", "stage3_block3_bn2"):
+        first, second = (each.get_layer(layer).weights for each in (model, backbone))
+        for old, new in zip(first, second, strict=True):
+            np.testing.assert_array_equal(new.numpy(), old.numpy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 7}, "Expected classes=10, or include_top=False. Received: classes=7"),
+        ({"weights": "imagenet"}, "Expected one of cifar10, None, the path of a file"),
+        ({"input_shape": (32, 32, 1)}, r"of another shape: stem_conv/kernel"),
+        ({"shortcut": "projection"}, "only the network has: stage2_block1_shortcut"),
+    ],
+)
+def test_weights_by_tag_refuse_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_resnet.CifarResNet20(**({"weights": "cifar10"} | arguments))
+
+
+@pytest.mark.slow
+def test_publishing_gives_the_run_back(tmp_path):
+    train = [sys.executable, "-m", "training"]
+    run, file = tmp_path / "run", tmp_path / "digits.safetensors"
+    commands = [
+        [*train, "train", "digits-resnet20", "--steps", "5", "--run-dir", str(run)],
+        [*train, "publish", str(run), "--output", str(file)],
+    ]
+    for command in commands:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in answer.stdout
+    model = keras_resnet.CifarResNet20(input_shape=(8, 8, 1))
+    load_weights(model, file)
+    assert json.loads(read_metadata(file)["record"])["recipe"]["name"] == "digits-resnet20"
+    again = subprocess.run(commands[-1], capture_output=True, text=True, check=False)
+    assert (again.returncode, "not replaced" in again.stderr) == (2, True)

@@ -24,7 +24,7 @@ def save_weights(
         metadata: What the file shall say of itself.
     """
     tensors = {name: keras.ops.convert_to_numpy(weight) for name, weight in _weights(model).items()}
-    safetensors.numpy.save_file(tensors, path, metadata)
+    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def load_weights(

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.preprocessing import CIFAR10, Preprocessing
 
 SHIPPED = pathlib.Path(__file__).parent / "shipped"
 
@@ -41,7 +41,19 @@ class WeightSet:
         return SHIPPED / self.file
 
 
-WEIGHT_SETS: tuple[WeightSet, ...] = ()
+WEIGHT_SETS: tuple[WeightSet, ...] = (
+    WeightSet(
+        variant="cifar_resnet20",
+        tag="cifar10",
+        file="cifar_resnet20.cifar10.safetensors",
+        sha256="b80e71f61387632ca257824c0d04ad05809b9f6484236845ca2461eb5f1f5cdc",
+        licence="Apache-2.0",
+        preprocessing=CIFAR10,
+        classes=10,
+        accuracy=0.9108,
+        source="python -m training train cifar10-resnet20-fast",
+    ),
+)
 
 
 def list_weights(variant: str | None = None) -> list[WeightSet]:
