@@ -1,6 +1,7 @@
 """Sources of images: their splits, their pixels, and what is said about bad ones."""
 
 import collections
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +153,8 @@ def test_without_a_test_split_a_tenth_of_train_is_it(tfds_dir):
 def test_a_large_tfds_dataset_is_streamed_with_the_same_pixels(tfds_dir, monkeypatch):
     in_memory = datasets.load("whole", data_dir=tfds_dir)
     monkeypatch.setattr(datasets, "IN_MEMORY_BYTES", 0)
+    encoded = datasets.load("whole", data_dir=tfds_dir)
+    monkeypatch.setattr(datasets, "ENCODED_BYTES", 0)
     streamed = datasets.load("whole", data_dir=tfds_dir)
     assert counts(streamed) == {"train": 48, "test": 6, "validation": 6}
     assert not streamed.splits["train"].in_memory
@@ -162,12 +165,18 @@ def test_a_large_tfds_dataset_is_streamed_with_the_same_pixels(tfds_dir, monkeyp
         )
 
     assert pixels(streamed) == pixels(in_memory)
+    for split in encoded.splits:  # whether it is held decides nothing else
+        for mine, theirs in zip(arrays(encoded.splits[split]), arrays(streamed.splits[split])):
+            np.testing.assert_array_equal(mine, theirs)
+    for split in (encoded.splits["train"], streamed.splits["train"]):
+        assert split.keys.map(split.fetch).element_spec[0].shape == (8, 8, 3)
     chosen = datasets.load("whole", data_dir=tfds_dir, validation_examples=0)
     assert counts(chosen) == {"train": 54, "test": 6, "validation": 0}
 
 
 def test_a_stream_is_shuffled_by_the_seed_alone(tfds_dir, monkeypatch):
     monkeypatch.setattr(splits, "SHUFFLE_WINDOW", 25)
+    monkeypatch.setattr(datasets, "ENCODED_BYTES", 0)
     split = datasets.load("varied", data_dir=tfds_dir).splits["train"]
     assert split.num_examples == 60
 
@@ -196,6 +205,17 @@ def test_varied_sizes_are_decoded_lazily(tfds_dir):
         "The size of the validation split cannot be chosen. Expected None, because the dataset "
         "brings its own. Received: validation_examples=3."
     )
+
+
+def test_small_files_of_a_tfds_dataset_stay_in_memory(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "varied", tmp_path / "varied")
+    varied = datasets.load("varied", data_dir=tmp_path)
+    shutil.rmtree(tmp_path / "varied")
+    source = datasets.load("varied", data_dir=tfds_dir)
+    for split, count in counts(varied).items():
+        images = [image.numpy().tobytes() for image, _ in varied.splits[split].examples()]
+        assert len(images) == count
+        assert images == [image.numpy().tobytes() for image, _ in source.splits[split].examples()]
 
 
 @pytest.mark.cifar10
@@ -307,6 +327,55 @@ def test_images_become_rgb(tmp_path):
     np.testing.assert_array_equal(found[5, 7, 3], grey[..., None].repeat(3, -1))
     np.testing.assert_array_equal(found[4, 4, 3], alpha[..., :3])
     assert np.ptp(found[5, 5, 3], axis=-1).max() == 0
+
+
+def test_images_are_held_as_far_as_they_fit(tmp_path, monkeypatch):
+    """Decoded, as files, or not at all: always the same pixels, whole and in part."""
+    for i in range(12):
+        write(tmp_path / "images" / f"class{i % 2}" / f"{i}.png", shape=(6 + i, 20 - i, 3), seed=i)
+    write(tmp_path / "images" / "class0" / "photo.jpg", shape=(30, 40, 3))
+    name = f"folder:{tmp_path}/images"
+    everything = datasets.load(name)
+    decoded_bytes = sum(
+        image.numpy().size for split in everything.splits.values() for image, _ in split.examples()
+    )
+    encoded_bytes = sum(path.stat().st_size for path in tmp_path.rglob("*.*"))
+
+    def loaded(most_decoded, most_encoded):
+        monkeypatch.setattr(datasets, "IN_MEMORY_BYTES", most_decoded)
+        monkeypatch.setattr(datasets, "ENCODED_BYTES", most_encoded)
+        return datasets.load(name)
+
+    decoded = loaded(decoded_bytes, 0)
+    encoded = loaded(decoded_bytes - 1, encoded_bytes)
+    neither = loaded(decoded_bytes - 1, encoded_bytes - 1)
+
+    def part(height, width):
+        return height // 2, 1, height // 3, width - 1
+
+    for split in everything.splits:
+        for box in (None, part):
+            found = [
+                [
+                    (image.numpy().tobytes(), image.shape, int(label))
+                    for image, label in (of.fetch(key, box) for key in of.keys)
+                ]
+                for of in (dataset.splits[split] for dataset in (decoded, encoded, neither))
+            ]
+            assert found[0] == found[1] == found[2]
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    for dataset in (decoded, encoded):
+        assert len(list(dataset.splits["train"].examples())) == counts(dataset)["train"]
+    with pytest.raises(tf.errors.NotFoundError):
+        list(neither.splits["train"].examples())
+
+
+def test_a_box_of_images_of_one_size_is_a_part_of_the_array():
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 1), dtype=np.uint8)
+    split = splits.held_in_memory(images, np.arange(5))
+    image, label = split.fetch(3, lambda height, width: (height - 4, 1, 2, width - 3))
+    np.testing.assert_array_equal(image, images[3, 2:4, 1:5])
+    assert label == 3
 
 
 @pytest.fixture

@@ -20,9 +20,11 @@ single image is trained on alone. Where that leaves a split without images, it i
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ from keras_resnet.preprocessing import CIFAR10, IMAGENET, Preprocessing
 from training import image_files, splits
 
 DIGITS_TEST_EXAMPLES = 360
-IN_MEMORY_BYTES = 2**30  # a TFDS dataset of at most this size is held decoded
+IN_MEMORY_BYTES = 2**30  # images that take at most this much decoded are held so,
+ENCODED_BYTES = 2**31  # others as the bytes of their files if those are not more than this
 
 # Over the pixels of each one's training images, as `Preprocessing` wants them: in 0..1.
 DIGITS = Preprocessing(size=(8, 8), resize_size=None, mean=(0.3051,), std=(0.3753,))
@@ -82,7 +85,8 @@ def load(
             `skipped`, instead of being an error.
 
     Returns:
-        The dataset; up to 1 GiB of images is held in memory, others are decoded when needed.
+        The dataset. Images are held in memory, decoded up to 1 GiB in all (a TFDS dataset only if
+        all have one size), or else as files of 2 GiB in all; others are read when they are needed.
 
     Raises:
         ValueError: If the name is not known, data is missing, or a file cannot be read.
@@ -110,16 +114,37 @@ def _load_digits(validation_examples):
 
 def _load_folder(name, validation_examples, skip_corrupt):
     root = Path(name.removeprefix("folder:")).expanduser()
-    parts, class_names, skipped = image_files.find_images(root, skip_corrupt)
+    parts, class_names, skipped, sizes = image_files.find_images(root, skip_corrupt)
     parts = splits.carve(parts, validation_examples)
     return Dataset(
         name=name,
         class_names=class_names,
         image_shape=(None, None, 3),
-        splits={split: splits.read_from_files(root, *part) for split, part in parts.items()},
+        splits=_folder_splits(root, parts, sizes),
         preprocessing=IMAGENET,
         skipped=skipped,
     )
+
+
+def _folder_splits(root, parts, sizes):
+    """In memory if they fit, decoded or as files."""
+    names = [name for names, _ in parts.values() for name in names]
+    if sum(3 * math.prod(sizes[name]) for name in names) <= IN_MEMORY_BYTES:
+        hold = splits.held_decoded
+    elif sum(os.path.getsize(root / name) for name in names) <= ENCODED_BYTES:
+        hold = splits.held_encoded
+    else:
+        hold = None
+    found = {}
+    for split, (names, labels) in parts.items():
+        of_split = labels, [sizes[name] for name in names]
+        if hold is None:
+            found[split] = splits.read_from_files(root, names, *of_split)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                encoded = threads.map(lambda name: (root / name).read_bytes(), names)
+                found[split] = hold(list(encoded), *of_split)
+    return found
 
 
 def _load_tfds(name, data_dir, validation_examples):
@@ -147,7 +172,7 @@ def _load_tfds(name, data_dir, validation_examples):
 
 
 def _tfds_splits(builder, image_shape, validation_examples):
-    """In memory if they fit, otherwise streamed."""
+    """In memory if they fit, decoded or as files, otherwise streamed."""
     sources = _official_splits(builder)
     num_images = sum(builder.info.splits[source].num_examples for source in sources.values())
     height, width, _ = image_shape
@@ -155,10 +180,29 @@ def _tfds_splits(builder, image_shape, validation_examples):
         parts = {split: _decoded(builder, source) for split, source in sources.items()}
         parts = splits.carve(parts, validation_examples)
         return {split: splits.held_in_memory(*part) for split, part in parts.items()}
+    held = sum(builder.info.splits[source].num_bytes for source in sources.values())
     sources = splits.carve_slices(builder, sources, validation_examples)
     return {
-        split: splits.streamed(builder, source, image_shape) for split, source in sources.items()
+        split: _encoded(builder, source, image_shape, held <= ENCODED_BYTES)
+        for split, source in sources.items()
     }
+
+
+def _encoded(builder, source, image_shape, in_memory):
+    """One split of images that are decoded when they are needed."""
+    num_examples = builder.info.splits[source].num_examples
+    if not num_examples:  # TFDS does not read empty slices
+        return splits.held_encoded([], [])
+    image_key, _ = builder.info.supervised_keys
+    pairs = builder.as_dataset(
+        split=source,
+        as_supervised=True,
+        decoders={image_key: tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(try_autocache=False),
+    )
+    if in_memory:
+        return splits.held_encoded(*zip(*pairs.as_numpy_iterator()), image_shape=image_shape)
+    return splits.streamed(pairs, num_examples, image_shape)
 
 
 def _prepared_builder(name, data_dir):

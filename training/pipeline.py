@@ -5,12 +5,14 @@ of the step alone. A run that stopped at step 1,234 continues with `start_step=1
 never stopped.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from keras_resnet.preprocessing import Preprocessing
-from training import augment
+from training import augment, pixels
 from training.datasets import Dataset
 from training.splits import Split
 
@@ -24,6 +26,10 @@ def training_batches(
     seed: int,
     split: str = "train",
     start_step: int = 0,
+    repeats: int = 1,
+    one_hot: bool = False,
+    image_sizes: Sequence[tuple[float, int]] = (),
+    steps: int | None = None,
 ) -> tf.data.Dataset:
     """Shuffled, augmented, normalised batches without end.
 
@@ -39,35 +45,60 @@ def training_batches(
         seed: Decides the order and the augmentation.
         split: Name of the split.
         start_step: The first batch is the one of this step.
+        repeats: How often each image that is drawn stands in a batch, each time augmented anew;
+            the last ones once less where the batch does not divide.
+            Then as many steps as one epoch has see one in `repeats` of the images. The copies
+            stand far apart, so that replicas share them. (timm starts a new order at every epoch;
+            here the order goes on until all images have been seen.)
+        one_hot: Whether labels are vectors of shares. They are if the augmentation mixes images.
+        image_sizes: Side of the images in pixels as the run goes on, as pairs of the share of
+            `steps` that is done and the side. Empty: `preprocessing.size`.
+        steps: Number of steps of the run, for `image_sizes`.
 
     Returns:
-        Dataset of `(images, labels)`: float32 of shape `(batch_size, *size, channels)`, and int32
-        of shape `(batch_size,)`. It has no end: pass `steps_per_epoch` to `fit`.
+        Dataset of `(images, labels)`: float32 of shape `(batch_size, *size, channels)`, where
+        height and width are None if they vary, and int32 of shape `(batch_size,)` or float32 of
+        shape `(batch_size, classes)`. It has no end: pass `steps_per_epoch` to `fit`.
 
     Raises:
         ValueError: If the augmentation is not known, or the split is empty.
+
+    Reference: Hoffer et al. 2020, "Augment your batch", for `repeats`; Tan and Le 2021,
+    "EfficientNetV2", section 4, for `image_sizes`.
     """
     examples = dataset.splits[split]
     _check(examples, batch_size, f"{split!r} of {dataset.name!r}")
-    change, takes_batches = augment.chain(augmentation, preprocessing)
+    drawn = -(-batch_size // repeats)
 
-    def prepare(number, key):
-        images, labels = examples.fetch(key)
-        images = change(images, tf.stack([tf.constant(seed, tf.int64), number]))
-        return resize(images, preprocessing), labels
+    def part(preprocessing, first_step, end_step):
+        """The batches of one image size."""
+        chain = augment.chain(augmentation, preprocessing)
+        step = max(first_step, start_step)
+        keys = _endless_keys(examples, seed, start=step * drawn)
+        if repeats > 1:
+            copies = functools.partial(_copies, count=repeats, batch_size=batch_size)
+            keys = keys.batch(drawn).map(copies).unbatch()
+        batches = _augmented(
+            examples, keys, chain, preprocessing, batch_size=batch_size, seed=seed, step=step
+        )
 
-    keys = _endless_keys(examples, seed, start=start_step * batch_size)
-    if examples.in_memory and takes_batches:
-        batches = keys.batch(batch_size, drop_remainder=True).enumerate(start_step)
-        batches = _parallel_map(batches, prepare)
-    else:
-        singles = _parallel_map(keys.enumerate(start_step * batch_size), prepare)
-        batches = singles.batch(batch_size, drop_remainder=True)
+        def finish(step, batch):
+            images, labels = batch
+            images = pixels.normalize(images, preprocessing)
+            if not (one_hot or chain.mix):
+                return images, tf.cast(labels, tf.int32)
+            labels = tf.one_hot(labels, len(dataset.class_names))
+            if chain.mix:
+                # Mixing commutes with normalisation, and on floats it rounds nothing.
+                images, labels = chain.mix(images, labels, _seed(seed, step))
+            return images, labels
 
-    def normalize(images, labels):
-        return preprocessing.normalize(images), tf.cast(labels, tf.int32)
+        batches = _parallel_map(batches.enumerate(step), finish)
+        return batches if end_step is None else batches.take(max(0, end_step - step))
 
-    return _finish(_parallel_map(batches, normalize))
+    # Sizes that are over are parts without batches: they keep the type what it is.
+    parts = [part(*stage) for stage in _stages(preprocessing, image_sizes, steps)]
+    return _ordered(functools.reduce(tf.data.Dataset.concatenate, parts))
 
 
 def evaluation_batches(
@@ -96,7 +127,7 @@ def evaluation_batches(
 
     def prepare(position, key):
         images, labels = split.fetch(key)
-        return resize(images, preprocessing), labels, position < split.num_examples
+        return pixels.fit(images, preprocessing), labels, position < split.num_examples
 
     if split.in_memory:
         batches = _parallel_map(keys.batch(batch_size, drop_remainder=True), prepare)
@@ -104,42 +135,66 @@ def evaluation_batches(
         batches = _parallel_map(keys, prepare).batch(batch_size, drop_remainder=True)
 
     def normalize(images, labels, weights):
-        images = preprocessing.normalize(images)
+        images = pixels.normalize(images, preprocessing)
         return images, tf.cast(labels, tf.int32), tf.cast(weights, tf.float32)
 
-    return _finish(
+    return _ordered(
         _parallel_map(batches, normalize).apply(tf.data.experimental.assert_cardinality(steps))
     )
 
 
-def resize(images, preprocessing: Preprocessing):
-    """`Preprocessing.resize` for images whose size is known only when they are read.
+def _stages(preprocessing, image_sizes, steps):
+    """For each image size `(preprocessing, first step, step after the last)`."""
+    if not image_sizes:
+        return [(preprocessing, 0, None)]
+    if steps is None:
+        raise ValueError(
+            "The image sizes change at shares of a run of unknown length. Expected the number of "
+            f"its `steps`. Received: steps=None, image_sizes={image_sizes}."
+        )
+    starts = [round(share * steps) for share, _ in image_sizes]
+    stages = []
+    for (_, side), start, end in zip(image_sizes, starts, [*starts[1:], None]):
+        resized = preprocessing.resize_size
+        if resized is not None:  # the same part of the image at every size
+            resized = round(resized * side / min(preprocessing.size))
+        fields = {"size": (side, side), "resize_size": resized}
+        stages.append((dataclasses.replace(preprocessing, **fields), start, end))
+    return stages
 
-    In TensorFlow under every Keras backend, as tf.data wants it.
 
-    Args:
-        images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
-        preprocessing: Gives `size`, `resize_size` and the interpolation.
+def _augmented(split, keys, chain, preprocessing, *, batch_size, seed, step):
+    """Batches of images of the right size, from a step on."""
+    size, interpolation = preprocessing.size, preprocessing.interpolation
 
-    Returns:
-        Tensor of shape `([batch,] *size, channels)`: float32, or the images themselves where their
-        static size fits.
-    """
-    size = tf.constant(preprocessing.size)
-    if images.shape[-3:-1] == preprocessing.size:
-        return images
-    sides = size
-    if preprocessing.resize_size is not None:
-        given = tf.shape(images)[-3:-1]
-        ratio = preprocessing.resize_size / tf.cast(tf.reduce_min(given), tf.float64)
-        sides = tf.cast(tf.round(tf.cast(given, tf.float64) * ratio), tf.int32)
-        sides = tf.where(tf.reduce_all(given == size), size, tf.maximum(sides, size))
-    images = tf.image.resize(
-        images, sides, preprocessing.interpolation, antialias=preprocessing.antialias
+    def prepare(number, key):
+        own = _seed(seed, number)
+        if chain.crop:
+            images, labels = split.fetch(key, lambda *sides: chain.crop(*sides, own, size))
+            images = pixels.resize(images, size, interpolation, preprocessing.antialias)
+            images = pixels.to_uint8(images)
+        else:
+            images, labels = split.fetch(key)
+            if None in images.shape:
+                images = pixels.to_uint8(pixels.fit(images, preprocessing))
+        return pixels.fit(chain.change(images, own), preprocessing), labels
+
+    if split.in_memory and chain.takes_batches and chain.crop is None:
+        batches = keys.batch(batch_size, drop_remainder=True).enumerate(step)
+        return _parallel_map(batches, prepare)
+    singles = _parallel_map(keys.enumerate(step * batch_size), prepare)
+    return singles.batch(batch_size, drop_remainder=True)
+
+
+def _seed(seed, number):
+    return tf.stack([tf.constant(seed, tf.int64), number])
+
+
+def _copies(keys, count, batch_size):
+    """All keys, and all again: a replica's share holds different images."""
+    return tf.nest.map_structure(
+        lambda values: tf.concat([values] * count, axis=0)[:batch_size], keys
     )
-    images = tf.clip_by_value(images, 0.0, 255.0)  # bicubic overshoots
-    top, left = tf.unstack((sides - size) // 2)
-    return tf.image.crop_to_bounding_box(images, top, left, *preprocessing.size)
 
 
 def _endless_keys(split, seed, start):
@@ -148,7 +203,7 @@ def _endless_keys(split, seed, start):
 
     def epoch(number):
         # Negative, so that no order shares its random numbers with an image.
-        return split.shuffled_keys(tf.stack([tf.constant(seed, tf.int64), -1 - number]))
+        return split.shuffled_keys(_seed(seed, -1 - number))
 
     return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch).skip(done)
 
@@ -157,7 +212,7 @@ def _parallel_map(dataset, function):
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _finish(batches):
+def _ordered(batches):
     options = tf.data.Options()
     options.deterministic = True
     # There may be fewer files than workers: each takes its share of the examples.

@@ -8,11 +8,11 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from training import image_files
 
@@ -30,7 +30,9 @@ class Split:
         keys: tf.data.Dataset of the keys, in their fixed order.
         shuffled_keys: Function from an integer seed of shape `(2,)` to a tf.data.Dataset of the
             same keys in an order that depends on the seed alone.
-        fetch: Function from a key to `(image, label)`: uint8 of shape `image_shape`, int64.
+        fetch: Function from a key to `(image, label)`: uint8 of shape `image_shape`, int64. With
+            `box=`, a function from height and width to `(top, left, height, width)` in pixels, only
+            that part of the image, and no more of it is decoded than that.
         in_memory: Whether `fetch` also takes a batch of keys at once.
     """
 
@@ -54,24 +56,80 @@ def held_in_memory(images, labels):
     """
     with tf.device("CPU"):  # tf.data reads there; a GPU has better uses for its memory
         images = tf.constant(images)
-    return _indexed(labels, lambda index: tf.gather(images, index), in_memory=True)
+    return _indexed(
+        labels,
+        lambda index, box: image_files.cut_out(tf.gather(images, index), box),
+        in_memory=True,
+    )
 
 
-def read_from_files(root, names, labels):
+def held_decoded(encoded, labels, sizes):
+    """Keys are indices into the pixels of images of varied sizes, one image behind the other.
+
+    Args:
+        encoded: The bytes of each file.
+        labels: One integer per file.
+        sizes: Height and width of each image in pixels.
+    """
+    with tf.device("CPU"), ThreadPoolExecutor(os.cpu_count()) as threads:
+        images = threads.map(image_files.decode, encoded)
+        pixels = tf.concat(
+            [tf.zeros(0, tf.uint8), *(tf.reshape(image, [-1]) for image in images)], axis=0
+        )
+        sizes = tf.reshape(tf.constant(sizes, tf.int64), (-1, 2))
+        ends = tf.cumsum(3 * tf.reduce_prod(sizes, axis=1))
+
+    def read(index, box):
+        end, (height, width) = tf.gather(ends, index), tf.unstack(tf.gather(sizes, index))
+        image = tf.reshape(pixels[end - 3 * height * width : end], (height, width, 3))
+        return image_files.cut_out(image, box)
+
+    return _indexed(labels, read, in_memory=False)
+
+
+def held_encoded(encoded, labels, sizes=None, image_shape=(None, None, 3)):
+    """Keys are indices into the bytes of files; pixels are decoded when they are needed.
+
+    Args:
+        encoded: The bytes of each file.
+        labels: One integer per file.
+        sizes: Height and width of each image in pixels, where they are known.
+        image_shape: `(height, width, channels)`, None where it varies.
+    """
+    with tf.device("CPU"):
+        encoded = tf.constant(encoded, tf.string)
+    return _decoded_late(lambda index: tf.gather(encoded, index), labels, sizes, image_shape)
+
+
+def read_from_files(root, names, labels, sizes=None):
     """Keys are indices into a list of files.
 
     Args:
         root: Directory.
         names: File names relative to it.
         labels: One integer per file.
+        sizes: Height and width of each image in pixels, where they are known.
     """
     with tf.device("CPU"):
         paths = tf.constant([os.fspath(root / name) for name in names], tf.string)
-    return _indexed(
-        labels,
-        lambda index: image_files.decode(tf.io.read_file(tf.gather(paths, index))),
-        in_memory=False,
-    )
+    return _decoded_late(lambda index: tf.io.read_file(tf.gather(paths, index)), labels, sizes)
+
+
+def _decoded_late(read, labels, sizes, image_shape=(None, None, 3)):
+    if sizes is not None:
+        with tf.device("CPU"):
+            sizes = tf.reshape(tf.constant(sizes, tf.int32), (-1, 2))
+
+    def decode(index, box):
+        size = None if sizes is None else tf.gather(sizes, index)
+        return _decode(read(index), image_shape, box, size)
+
+    return _indexed(labels, decode, in_memory=False)
+
+
+def _decode(encoded, image_shape, box, size=None):
+    image = image_files.decode(encoded, box, size)
+    return tf.ensure_shape(image, (*image_shape[:2], 3) if box is None else (None, None, 3))
 
 
 def _indexed(labels, read, in_memory):
@@ -90,31 +148,20 @@ def _indexed(labels, read, in_memory):
         num_examples=len(labels),
         keys=tf.data.Dataset.range(len(labels)),
         shuffled_keys=shuffled_keys,
-        fetch=lambda index: (read(index), tf.gather(labels, index)),
+        fetch=lambda index, box=None: (read(index, box), tf.gather(labels, index)),
         in_memory=in_memory,
     )
 
 
-def streamed(builder, source, image_shape):
-    """Keys are records with the compressed image, shuffled within windows.
+def streamed(pairs, num_examples, image_shape):
+    """Keys are records with the bytes of an image, shuffled within windows.
 
     Args:
-        builder: A prepared TFDS builder.
-        source: Name or slice of a TFDS split.
+        pairs: tf.data.Dataset of `(bytes, label)`.
+        num_examples: How many.
         image_shape: `(height, width, channels)`, None where it varies.
     """
-    num_examples = builder.info.splits[source].num_examples
-    if not num_examples:  # TFDS does not read empty slices
-        return held_in_memory(np.zeros((0, 1, 1, 3), np.uint8), [])
-    image_key, _ = builder.info.supervised_keys
-    pairs = builder.as_dataset(
-        split=source,
-        as_supervised=True,
-        decoders={image_key: tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(try_autocache=False),
-    )
     records = pairs.map(lambda image, label: {"image": image, "label": label})
-    height, width, _ = image_shape
 
     def shuffled_keys(seed):
         # The windows begin elsewhere in every epoch.
@@ -130,9 +177,8 @@ def streamed(builder, source, image_shape):
 
         return windows.enumerate().map(permute).prefetch(1).unbatch()
 
-    def fetch(record):
-        image = image_files.decode(record["image"])
-        return tf.ensure_shape(image, (height, width, 3)), record["label"]
+    def fetch(record, box=None):
+        return _decode(record["image"], image_shape, box), record["label"]
 
     return Split(
         num_examples=num_examples,
