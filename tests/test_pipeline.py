@@ -172,7 +172,7 @@ def test_repeated_images_are_augmented_anew_and_all_get_their_turn(in_memory):
     epochs = steps[:, 0].reshape(2, 10)
     assert (np.sort(epochs) == np.arange(10)).all()
     assert not np.array_equal(*epochs)
-    uneven = numbers(batches(numbered(10, in_memory), 4, repeats=3, augmentation={}))
+    uneven = numbers(batches(numbered(12, in_memory), 4, repeats=3, augmentation={}))
     for step in uneven.reshape(4, 8):  # 3 + 3 + 2
         assert sorted(np.unique(step, return_counts=True)[1]) == [2, 3, 3]
     dataset = numbered(1, in_memory, side=8)
