@@ -11,7 +11,9 @@ import sklearn.metrics
 from PIL import Image
 
 import keras_resnet
-from training import datasets, evaluate, loop, plots, records
+from training import checkpoints, datasets, evaluate, loop, plots, records
+from training.callbacks import NonFiniteLoss
+from training.interruption import Interrupted
 from training.recipes import get_recipe
 from training.strategy import make_strategy
 
@@ -34,6 +36,7 @@ def test_a_run_leaves_weights_curves_and_a_record(run):
         "best.keras",
         "curves.png",
         "last.keras",
+        "lock",
         "metrics.csv",
         "record.json",
         "tensorboard",
@@ -107,7 +110,7 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
         loop.train(TINY, run_dir=tmp_path / name, steps=2, seed=1, verbose=0)
     first, again, other = weights(tmp_path / "first"), weights(tmp_path / "again"), weights(run[0])
     for one, two in zip(first, again):
-        np.testing.assert_allclose(one, two, atol=1e-6)
+        np.testing.assert_array_equal(one, two)
     assert np.abs(first[0] - other[0]).max() > 1e-3
 
 
@@ -127,6 +130,87 @@ def test_another_run_is_not_overwritten(run):
     with pytest.raises(ValueError, match="already holds another run"):
         loop.train(TINY, run_dir=run_dir, steps=1)
     assert records.read(run_dir) == record
+
+
+def test_a_finished_run_stays_as_it_is(run, capsys):
+    run_dir, record, replicas = run
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.*")}
+    again = loop.train(TINY, run_dir=run_dir, steps=30, replicas=replicas, verbose=2, resume=True)
+    assert again == record
+    assert capsys.readouterr().out == f"The run in {run_dir} has finished already.\n"
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.*")} == before
+
+
+RICH = dataclasses.replace(
+    TINY,
+    optimizer="lamb",
+    learning_rate=0.01,
+    ema_momentum=0.9,
+    label_smoothing=0.1,
+    options={"survival_probability": 0.8},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2], ids=["one_replica", "two_replicas"])
+def test_a_run_ends_the_same_however_often_it_is_stopped(tmp_path, monkeypatch, replicas):
+    def follow(name):
+        run_dir = tmp_path / name
+        record = loop.train(
+            RICH,
+            run_dir=run_dir,
+            steps=30,
+            replicas=replicas,
+            resume=True,
+            checkpoint_every=0,
+            verbose=0,
+        )
+        files = (keras.saving.load_model(run_dir / name) for name in ("best.keras", "last.keras"))
+        weights = [w for model in files for w in (*model.get_weights(), *state(model.optimizer))]
+        table, curves = (
+            (run_dir / "metrics.csv").read_bytes(),
+            (run_dir / "curves.png").read_bytes(),
+        )
+        return record, weights, table, curves
+
+    def state(optimizer):
+        return [variable.numpy() for variable in optimizer.variables]
+
+    save = checkpoints.save
+
+    def save_and_stop(folder, progress, arrays):
+        save(folder, progress, arrays)
+        if progress.step in stops:
+            stops.remove(progress.step)
+            raise Interrupted(15)
+
+    record, weights, table, curves = follow("whole")
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
+    stops = [7, 20, 30]  # within an epoch, at the end of one, at the end of all
+    while stops:
+        with pytest.raises(Interrupted):
+            follow("parts")
+    again, same_weights, same_table, same_curves = follow("parts")
+    assert again.results == record.results
+    assert (again.resumed, record.resumed) == (3, 0)
+    assert (same_table, same_curves) == (table, curves)
+    for one, two in zip(weights, same_weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_that_diverges_ends_at_once_and_keeps_what_was_good(tmp_path):
+    recipe = dataclasses.replace(TINY, learning_rate=1e30)
+    with pytest.raises(NonFiniteLoss, match="diverged") as error:
+        loop.train(recipe, run_dir=tmp_path / "run", steps=30, checkpoint_every=0, verbose=0)
+    assert str(error.value).startswith(
+        "The training has diverged. Expected a finite loss and finite weights. Received: loss=nan "
+        "at step "
+    )
+    step = int(str(error.value).partition("at step ")[2].partition(".")[0])
+    progress, arrays = checkpoints.load_newest(tmp_path / "run" / "checkpoints")
+    assert progress.step < step <= 3
+    assert checkpoints.is_finite(arrays)
+    assert not (tmp_path / "run" / "best.keras").exists()
 
 
 def test_a_split_without_images_is_refused_at_once():

@@ -1,29 +1,103 @@
 """Files that are whole or not there at all."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
-import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+PARTIAL = ".partial-"  # how the names of files begin that are not whole yet
+_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all: a reader never sees half of it.
+
+class WriteError(ValueError):
+    """A file could not be written; what stood in its place is still there."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Says in one message what is wrong with a disk.
 
     Args:
-        path: Where; the directory exists.
+        path: What is written inside the block.
+
+    Raises:
+        WriteError: In the place of what the system says.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        # TensorFlow's errors are no OSErrors, and tell a full disk from full memory by words alone.
+        if not isinstance(error, OSError) and not any(words in str(error) for words in _FULL):
+            raise
+        raise WriteError(
+            f"A file cannot be written. Expected room for it, and permission. Received: {error} "
+            f"({os.fspath(path)!r}). Free some space or choose another folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A path to write to, which takes the place of a file when the block ends.
+
+    Nobody ever sees half of the file, whenever the process is killed, the disk is full or the
+    power fails: it has reached the disk before it gets its name.
+
+    Args:
+        path: The file, there already or not; its folder is made.
+
+    Yields:
+        A path in the same folder, with the same ending.
+
+    Raises:
+        WriteError: If the disk does not take the file. The one before is still there.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _reach_disk(partial)
+            os.replace(partial, path)
+            _reach_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        path: Where.
         content: Plain JSON types.
+
+    Raises:
+        WriteError: If the disk does not take it.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private otherwise
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what a killed process has left half written.
+
+    Args:
+        folder: A folder that no other process writes to.
+    """
+    for partial in folder.glob(f"{PARTIAL}*"):
+        partial.unlink()
+
+
+def _reach_disk(path):
+    """Waits until a file, or the names in a folder, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

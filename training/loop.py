@@ -3,18 +3,19 @@
 import math
 import os
 import pathlib
+import shutil
 import sys
-import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-import keras_resnet
-from training import datasets, evaluate, pipeline, plots, records
-from training.optimizers import make_optimizer
+from training import callbacks, checkpoints, datasets, evaluate, files, pipeline, plots, records
+from training.compilation import compiled_model, preprocessing_of, wants_one_hot
+from training.interruption import Signals
 from training.recipe import Recipe
 from training.records import Record
-from training.strategy import AverageMovingStatistics, check_batch_size, make_strategy
+from training.strategy import check_batch_size, make_strategy
 
 
 def train(
@@ -28,6 +29,8 @@ def train(
     replicas: int | None = None,
     seed: int = 0,
     skip_corrupt: bool = False,
+    resume: bool = False,
+    checkpoint_every: float = 60.0,
     verbose: int | None = None,
 ) -> Record:
     """Follows a recipe and keeps the run.
@@ -37,9 +40,13 @@ def train(
     The test split is scored once, after the training, with the best weights. The splits are the
     same for every seed.
 
+    A run that was stopped, at whatever moment, is continued with `resume`: with the same images in
+    the same order, to the same weights. Until the end `checkpoints/` holds what that takes.
+
     Args:
         recipe: The recipe.
-        run_dir: New or empty directory. Default: `runs/<recipe>-seed<seed>`.
+        run_dir: New or empty directory, or with `resume` that of the run. Default:
+            `runs/<recipe>-seed<seed>`.
         data_dir: Where the images are, see `datasets.load`.
         steps: Number of steps instead of the recipe's; milestones and warm-up are scaled.
         epochs: The same in passes over the training split.
@@ -48,6 +55,10 @@ def train(
         replicas: Number of devices, see `make_strategy`.
         seed: Seed of the initialisation, the order of the images and the augmentation.
         skip_corrupt: Whether damaged files are counted and left out, instead of being an error.
+        resume: Whether a run that is there is continued; if there is none, one starts, and a
+            finished one stays as it is.
+        checkpoint_every: Seconds between two checkpoints within an epoch; each epoch ends with
+            one anyway.
         verbose: 0 (silent), 1 (progress bar) or 2 (one line per epoch). Default: 1 on a terminal,
             2 elsewhere.
 
@@ -55,7 +66,9 @@ def train(
         The record that was written.
 
     Raises:
-        ValueError: If anything does not fit together; before the run directory is made.
+        ValueError: If anything does not fit together; before the run directory is made. Or if the
+            training diverges, or a file cannot be written; the checkpoint before is kept.
+        Interrupted: On SIGTERM and Ctrl-C, once a checkpoint is saved.
     """
     strategy = make_strategy(replicas)
     keras.utils.set_random_seed(seed)
@@ -65,28 +78,28 @@ def train(
     check_batch_size(recipe.batch_size, strategy)
     with strategy.scope():
         model = compiled_model(recipe, dataset)
-    batches = _batches(recipe, dataset, seed)
-
-    run_dir = records.claim(run_dir or default_run_dir(recipe, seed))
+    _batches(recipe, dataset, seed)  # what is wrong with them is said now
     record = records.new_record(
         recipe,
         seed=seed,
         replicas=strategy.num_replicas_in_sync,
         data=_describe(dataset, skip_corrupt),
     )
-    records.write(run_dir, record)
-
-    started = time.perf_counter()
     if verbose is None:
         verbose = 1 if sys.stdout.isatty() else 2
-    epoch = min(steps_per_epoch(recipe, dataset), recipe.steps)
-    history = _fit(model, batches, recipe.steps, epoch, run_dir=run_dir, verbose=verbose)
-    seconds = time.perf_counter() - started
-    plots.training_curves(history, run_dir / "curves.png", title=recipe.name)
-
-    record = record.finished(seconds, _results(model, dataset, history, run_dir))
-    records.write(run_dir, record)
-    return record
+    run_dir = run_dir or default_run_dir(recipe, seed)
+    with (
+        records.claimed(run_dir, resume=resume) as run_dir,
+        files.writing(run_dir),
+        Signals() as signals,
+    ):
+        record = records.begin(run_dir, record)
+        if record.results:
+            if verbose:
+                print(f"The run in {run_dir} has finished already.")
+            return record
+        progress = _fit(run_dir, record, model, dataset, signals, checkpoint_every, verbose)
+        return _finish(run_dir, record, progress, model, dataset)
 
 
 def default_run_dir(recipe: Recipe, seed: int) -> pathlib.Path:
@@ -145,75 +158,74 @@ def fit_to_data(recipe: Recipe, dataset, *, steps=None, epochs=None, batch_size=
     return recipe if steps is None else recipe.scaled(steps)
 
 
-def compiled_model(recipe: Recipe, dataset) -> keras.Model:
-    """The recipe's network for a dataset, ready to be trained; call it in a strategy's scope.
-
-    Args:
-        recipe: The recipe.
-        dataset: Its images give the input shape, its labels the classes.
-    """
-    model = keras_resnet.build(
-        recipe.variant,
-        input_shape=(*dataset.preprocessing.size, dataset.image_shape[-1]),
-        classes=len(dataset.class_names),
-        **recipe.options,
-    )
-    model.preprocessing = dataset.preprocessing  # the exports carry it along
-    model.compile(
-        make_optimizer(recipe),
-        loss="sparse_categorical_crossentropy",
-        # Weighted: the images that fill up the last validation batch weigh nothing. The loss
-        # itself is a mean over batches, so the exact mean over images is a metric.
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy"),
-        ],
-        jit_compile=False,
-    )
-    return model
-
-
-def _batches(recipe, dataset, seed):
+def _batches(recipe, dataset, seed, start_step=0):
     """What `fit` learns from without end, and what it is validated on."""
+    preprocessing = preprocessing_of(recipe, dataset)
+    one_hot = wants_one_hot(recipe)
     training = pipeline.training_batches(
         dataset,
         batch_size=recipe.batch_size,
         augmentation=recipe.augmentation,
-        preprocessing=dataset.preprocessing,
+        preprocessing=preprocessing,
         seed=seed,
+        start_step=start_step,
+        repeats=recipe.repeats,
+        one_hot=one_hot,
+        image_sizes=recipe.image_sizes,
+        steps=recipe.steps,
     )
     validation = pipeline.evaluation_batches(
-        dataset.splits["validation"],
-        batch_size=recipe.batch_size,
-        preprocessing=dataset.preprocessing,
+        dataset.splits["validation"], batch_size=recipe.batch_size, preprocessing=preprocessing
     )
+    if one_hot:
+        classes = len(dataset.class_names)
+        validation = validation.map(
+            lambda images, labels, weights: (images, tf.one_hot(labels, classes), weights)
+        )
     return training, validation
 
 
-def _fit(model, batches, steps, steps_per_epoch, *, run_dir, verbose):
-    training, validation = batches
-    best = keras.callbacks.ModelCheckpoint(
-        run_dir / records.BEST, monitor="val_accuracy", mode="max", save_best_only=True
-    )
-    best.monitor_op = np.greater_equal  # of equals the later: it has trained longer
-    history = model.fit(
+def _fit(run_dir, record, model, dataset, signals, checkpoint_every, verbose):
+    """From where the run stands to its last step."""
+    recipe = record.recipe
+    progress, arrays = checkpoints.load_newest(run_dir / checkpoints.FOLDER)
+    if verbose and progress.step:
+        print(f"Continuing after step {progress.step} of {recipe.steps}.")
+    training, validation = _batches(recipe, dataset, record.seed, start_step=progress.step)
+    epoch_steps = min(steps_per_epoch(recipe, dataset), recipe.steps)
+    model.fit(
         training,
-        epochs=math.ceil(steps / steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
+        initial_epoch=progress.epochs,
+        epochs=math.ceil(recipe.steps / epoch_steps),
+        steps_per_epoch=epoch_steps,
         shuffle=False,  # the pipeline has done it
         validation_data=validation,
-        callbacks=[
-            AverageMovingStatistics(),
-            StopAfter(steps),
-            LogLearningRate(),
-            best,
-            keras.callbacks.CSVLogger(run_dir / "metrics.csv"),
-            keras.callbacks.TensorBoard(run_dir / "tensorboard", write_graph=False),
-        ],
+        callbacks=callbacks.in_order(
+            run_dir,
+            progress,
+            arrays,
+            steps=recipe.steps,
+            steps_per_epoch=epoch_steps,
+            has_average=recipe.ema_momentum is not None,
+            checkpoint_every=checkpoint_every,
+            signals=signals,
+        ),
         verbose=verbose,
     )
-    model.save(run_dir / records.LAST)
-    return history.history
+    return progress
+
+
+def _finish(run_dir, record, progress, model, dataset):
+    """What comes after the last step; a run that is stopped here does all of it again."""
+    with files.replacing(run_dir / records.LAST) as path:
+        model.save(path)
+    with files.replacing(run_dir / "curves.png") as path:
+        plots.training_curves(progress.history, path, title=record.recipe.name)
+    results = _results(model, dataset, progress.history, run_dir)
+    record = record.finished(progress.seconds, results)
+    records.write(run_dir, record)
+    shutil.rmtree(run_dir / checkpoints.FOLDER)
+    return record
 
 
 def _results(model, dataset, history, run_dir):
@@ -221,7 +233,7 @@ def _results(model, dataset, history, run_dir):
     accuracies = np.asarray(history["val_accuracy"])
     best_epoch = int(np.flatnonzero(accuracies == accuracies.max())[-1])
     model.load_weights(run_dir / records.BEST)
-    test = evaluate.evaluate(model, dataset.splits["test"], preprocessing=dataset.preprocessing)
+    test = evaluate.evaluate(model, dataset.splits["test"], preprocessing=model.preprocessing)
     return {
         "best_epoch": 1 + best_epoch,
         "epochs": len(accuracies),
@@ -239,32 +251,3 @@ def _describe(dataset, skip_corrupt):
         "skip_corrupt": skip_corrupt,
         "skipped": list(dataset.skipped),
     }
-
-
-class StopAfter(keras.callbacks.Callback):
-    """Ends the training after a number of steps, also in the middle of an epoch.
-
-    Args:
-        steps: Number of steps.
-    """
-
-    def __init__(self, steps: int):
-        super().__init__()
-        self.steps = steps
-        self.done = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Counts the step."""
-        self.done += 1
-        if self.done >= self.steps:
-            self.model.stop_training = True
-
-
-class LogLearningRate(keras.callbacks.Callback):
-    """Puts the learning rate at the end of each epoch among the metrics that are logged."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Comes before the callbacks that log."""
-        logs["learning_rate"] = float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        )

@@ -1,24 +1,30 @@
 """What is kept of a run: one directory, and in it one `record.json` that says how it came about."""
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 import keras_resnet
-from training.files import write_json
+from training import files
 from training.recipe import Recipe
 
 RECORD = "record.json"
 BEST = "best.keras"  # the weights that were best on the validation split
 LAST = "last.keras"  # the weights after the last step
+LOCK = "lock"  # held by the process that works on the run
+# What a recipe says about itself does not change what comes of it.
+_REMARKS = ("reference", "measured_accuracy")
 _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -36,9 +42,11 @@ class Record:
         commit: Git commit of the checkout, `-dirty` if files differ from it; `None` outside git.
         hardware: CPU model, cores, names of the GPUs.
         started: Time of the start, UTC, ISO 8601.
-        seconds: Duration of the training, with validation. `None` until it has ended.
+        seconds: Duration of the training, with validation, over all its parts; what was lost and
+            done again counts once. `None` until it has ended.
         images_per_second: Training images per second of that duration.
         results: What was measured after the training. Empty until it has ended.
+        resumed: How many times the run was continued after it had been stopped.
     """
 
     recipe: Recipe
@@ -52,6 +60,7 @@ class Record:
     seconds: float | None = None
     images_per_second: float | None = None
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resumed: int = 0
 
     def finished(self, seconds: float, results: dict[str, Any]) -> "Record":
         """The record of the run after its end.
@@ -94,28 +103,109 @@ def new_record(recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any]
     )
 
 
-def claim(run_dir: str | os.PathLike) -> pathlib.Path:
-    """Makes a directory for one run, and refuses one that is in use.
+@contextlib.contextmanager
+def claimed(run_dir: str | os.PathLike, *, resume: bool = False) -> Iterator[pathlib.Path]:
+    """Keeps a directory for one run and one process, until the block ends or the process does.
 
     Args:
         run_dir: A path that does not exist yet, or an empty directory.
+        resume: Whether it may also be the directory of a run.
 
-    Returns:
-        The path of the directory.
+    Yields:
+        The path of the directory; it exists.
 
     Raises:
-        ValueError: If it holds anything, so that no run ever overwrites another.
+        ValueError: If it holds anything else, so that no run ever overwrites another, or if
+            another process works on it.
     """
     run_dir = pathlib.Path(run_dir)
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        content = "another run" if (run_dir / RECORD).exists() else "something else"
-        raise ValueError(
-            f"The run directory already holds {content}. Expected a new or an empty directory. "
-            f"Received: run_dir={str(run_dir)!r}. Choose another one with --run-dir, another "
-            "--seed, or delete it."
+    _check_free(run_dir, resume)
+    with files.writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / LOCK, "a+")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
+        except BlockingIOError:
+            raise ValueError(
+                "Another process works on this run. Expected a run directory of its own for each "
+                f"process. Received: run_dir={str(run_dir)!r}. Wait for the other one to end, or "
+                "choose another --run-dir."
+            ) from None
+        files.remove_partial(run_dir)
+        yield run_dir
+
+
+def _check_free(run_dir, resume):
+    is_run = (run_dir / RECORD).exists()
+    if not run_dir.exists() or (resume and is_run):
+        return
+    if run_dir.is_dir():
+        # A process that was killed before it wrote the record has left no more than these.
+        others = [path.name for path in run_dir.iterdir() if path.name != LOCK]
+        if all(name.startswith(files.PARTIAL) for name in others):
+            return
+    content, remedy = (
+        ("another run", "Continue it with --resume, choose")
+        if is_run
+        else ("something else", "Choose")
+    )
+    raise ValueError(
+        f"The run directory already holds {content}. Expected a new or an empty directory. "
+        f"Received: run_dir={str(run_dir)!r}. {remedy} another one with --run-dir, another "
+        "--seed, or delete it."
+    )
+
+
+def begin(run_dir: pathlib.Path, record: Record) -> Record:
+    """Writes the record of a run that starts or goes on.
+
+    Args:
+        run_dir: The run's directory.
+        record: The record of a run that starts.
+
+    Returns:
+        The record of the run in the directory. One with results has finished and stays as it is.
+
+    Raises:
+        ValueError: If the run in the directory is another one.
+    """
+    if (run_dir / RECORD).exists():
+        found = read(run_dir)
+        check_same_run(found, record)
+        if found.results:
+            return found
+        record = dataclasses.replace(found, resumed=found.resumed + 1)
+    write(run_dir, record)
+    return record
+
+
+def check_same_run(found: Record, wanted: Record) -> None:
+    """Raises a ValueError if a run would be continued in another way than it was begun.
+
+    Args:
+        found: The record in the run's directory.
+        wanted: The record that the run would have now.
+    """
+    before, now = _decisive(found), _decisive(wanted)
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        expected, received = (
+            ", ".join(f"{name}={fields.get(name)!r}" for name in differing)
+            for fields in (before, now)
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
+        raise ValueError(
+            f"The run directory holds a run that was started differently. Expected {expected}. "
+            f"Received: {received}. Repeat the options it was started with, or choose another "
+            "directory with --run-dir."
+        )
+
+
+def _decisive(record):
+    """What decides a run, by name, as JSON has it: without tuples."""
+    fields = json.loads(json.dumps(record.to_dict()))
+    recipe = {name: value for name, value in fields["recipe"].items() if name not in _REMARKS}
+    return {**recipe, "seed": record.seed, "replicas": record.replicas, **fields["data"]}
 
 
 def write(run_dir: str | os.PathLike, record: Record) -> None:
@@ -125,7 +215,7 @@ def write(run_dir: str | os.PathLike, record: Record) -> None:
         run_dir: The run's directory.
         record: The record.
     """
-    write_json(pathlib.Path(run_dir) / RECORD, record.to_dict())
+    files.write_json(pathlib.Path(run_dir) / RECORD, record.to_dict())
 
 
 def read(run_dir: str | os.PathLike) -> Record:
