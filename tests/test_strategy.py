@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.strategy import (
-    AverageMovingStatistics,
-    average_moving_statistics,
-    check_batch_size,
-    make_strategy,
-)
+from training.cluster import Cluster
+from training.strategy import check_batch_size, make_strategy
+from training.workers import StayTogether, average_moving_statistics
 
 without_gpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="is about a machine without a GPU"
@@ -79,7 +76,7 @@ def test_the_statistics_of_replicas_drift_apart_and_are_averaged():
 
 
 def test_what_was_validated_is_what_is_saved(tmp_path):
-    model, data, validated = trained_apart([AverageMovingStatistics()])
+    model, data, validated = trained_apart([StayTogether()])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert model.evaluate(data, verbose=0) == pytest.approx(validated, rel=1e-5)
@@ -116,6 +113,43 @@ def test_dividing_too_late_is_refused():
         "ValueError: TensorFlow already runs and can no longer divide the CPU. Expected `replicas` "
         "<= 1. Received: replicas=2. Make the strategy before anything else, in a fresh process "
         "(in a notebook: restart the kernel)."
+    )
+
+
+@without_gpu
+def test_in_the_scope_of_a_strategy_it_is_that_one():
+    with make_strategy(2).scope():
+        assert make_strategy().num_replicas_in_sync == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"tpu": "local"},
+            "The TPU does not answer. Expected the name of a Cloud TPU, or 'local' on its own "
+            "machine. Received: 'local' (TPUs not found in the cluster.",
+        ),
+        (
+            {"tpu": "local", "cluster": Cluster(("a:1", "b:2"), 0)},
+            "A run has a cluster or a TPU. Expected one of them. Received: a:1, b:2 and 'local'",
+        ),
+    ],
+    ids=["missing", "both"],
+)
+def test_a_tpu_that_cannot_be_used_is_refused(options, message):
+    with pytest.raises(ValueError, match="TPU") as error:
+        make_strategy(**options)
+    assert message in str(error.value)
+
+
+@without_gpu
+def test_the_cpu_of_a_worker_is_not_divided():
+    with pytest.raises(ValueError, match="divide") as error:
+        make_strategy(2, cluster=Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0))
+    assert str(error.value) == (
+        "TensorFlow does not divide the CPU of a worker. Expected `replicas` <= 1 in a cluster "
+        "without GPUs. Received: replicas=2. Start more workers instead."
     )
 
 

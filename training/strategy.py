@@ -1,40 +1,105 @@
-"""One process, many devices: which devices share a batch, and how they stay one model."""
+"""Which devices share a batch, in one process or in many, and how they stay one model."""
+
+import contextlib
+import faulthandler
+import signal
 
 import keras
 import tensorflow as tf
 
+from training.cluster import Cluster, wait_for_workers
 
-def make_strategy(replicas: int | None = None) -> tf.distribute.MirroredStrategy:
-    """A MirroredStrategy over all local GPUs, or over logical devices of the CPU.
+
+class DataParallelStrategy:
+    """`keras.distribution.DataParallel` for the JAX backend, with the names of `tf.distribute`.
+
+    Here a batch is one array over all devices. Batch normalisation sees the whole batch, and there
+    is one set of moving statistics.
+
+    Args:
+        distribution: Keras's distribution over the devices.
+    """
+
+    def __init__(self, distribution: keras.distribution.DataParallel):
+        self._distribution = distribution
+        self.num_replicas_in_sync = distribution.num_model_replicas
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Where the model is made."""
+        return self._distribution.scope()
+
+
+Strategy = tf.distribute.Strategy | DataParallelStrategy
+
+
+def make_strategy(
+    replicas: int | None = None, *, cluster: Cluster | None = None, tpu: str | None = None
+) -> Strategy:
+    """A strategy over all local GPUs or logical devices of the CPU, a cluster, or a TPU.
 
     Without a GPU the CPU is divided into `replicas` logical devices, which is for trying out
     what happens on several devices: it costs no accuracy and gains no speed. TensorFlow divides
     it once, so this comes before any other use of TensorFlow in the process.
 
+    Under the JAX backend the devices are JAX's; `XLA_FLAGS` divides a CPU there. In the scope of a
+    strategy the answer is that strategy.
+
     Args:
-        replicas: Number of devices. `None`: all GPUs, or one CPU device.
+        replicas: Number of devices of this process. `None`: all GPUs, or one CPU device.
+        cluster: The processes to train with, one strategy for all of them.
+        tpu: Name or address of a TPU, `"local"` on its own machine. Never run on a real one.
 
     Returns:
-        The strategy; `strategy.num_replicas_in_sync` tells the number.
+        The strategy; `strategy.num_replicas_in_sync` tells the number of devices.
 
     Raises:
-        ValueError: If there are fewer devices, or TensorFlow already runs with fewer.
+        ValueError: If there are fewer devices, TensorFlow already runs with fewer, or a worker
+            does not start.
     """
     if replicas is not None and replicas < 1:
         raise ValueError(
             "A strategy needs at least one device. Expected `replicas` >= 1. "
             f"Received: replicas={replicas}"
         )
+    _check_backend(cluster, tpu)
+    if keras.backend.backend() == "jax":
+        return _jax_strategy(replicas)
+    if tf.distribute.has_strategy():
+        return tf.distribute.get_strategy()
+    if tpu is not None:
+        return _tpu_strategy(tpu)
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return _cpu_strategy(replicas or 1)
-    if replicas is not None and replicas > len(gpus):
+    if gpus and replicas is not None and replicas > len(gpus):
         raise ValueError(
             f"There are not enough GPUs. Expected `replicas` <= {len(gpus)}. "
             f"Received: replicas={replicas}. Hide the GPUs with CUDA_VISIBLE_DEVICES= to divide "
             "the CPU instead."
         )
+    if cluster is not None:
+        return _cluster_strategy(cluster, gpus, replicas)
+    if not gpus:
+        return _cpu_strategy(replicas or 1)
     return tf.distribute.MirroredStrategy([f"GPU:{n}" for n in range(replicas or len(gpus))])
+
+
+def _check_backend(cluster, tpu):
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
+        raise ValueError(
+            "Training does not run on this Keras backend. Expected 'tensorflow' or 'jax'. "
+            f"Received: {backend!r}. Set KERAS_BACKEND."
+        )
+    if backend == "jax" and (cluster or tpu):
+        raise ValueError(
+            "On the JAX backend one process trains on its own devices. Expected neither a cluster "
+            f"nor a TPU by name. Received: {tpu or ', '.join(cluster.workers)}. Choose "
+            "KERAS_BACKEND=tensorflow for several machines."
+        )
+    if cluster and tpu:
+        raise ValueError(
+            "A run has a cluster or a TPU. Expected one of them. "
+            f"Received: {', '.join(cluster.workers)} and {tpu!r}"
+        )
 
 
 def _cpu_strategy(replicas):
@@ -59,7 +124,76 @@ def _cpu_strategy(replicas):
     )
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
+def _cluster_strategy(cluster, gpus, replicas):
+    if not gpus and (replicas or 1) > 1:
+        raise ValueError(
+            "TensorFlow does not divide the CPU of a worker. Expected `replicas` <= 1 in a "
+            f"cluster without GPUs. Received: replicas={replicas}. Start more workers instead."
+        )
+    if gpus and replicas is not None:
+        tf.config.set_visible_devices(gpus[:replicas], "GPU")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": cluster.workers}),
+        task_type="worker",
+        task_id=cluster.index,
+        rpc_layer="grpc",
+    )
+    wait_for_workers(cluster)
+    # A worker that was lost just now leaves TensorFlow waiting, with the interpreter locked.
+    faulthandler.dump_traceback_later(cluster.start_timeout_seconds + 60, exit=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        # TensorFlow has put its own handler there, which keeps the process from ending.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _tpu_strategy(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            "The TPU does not answer. Expected the name of a Cloud TPU, or 'local' on its own "
+            f"machine. Received: {name!r} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _jax_strategy(replicas):
+    # JAX has them, and TensorFlow, which reads the images, would take their memory.
+    tf.config.set_visible_devices([], "GPU")
+    devices = len(keras.distribution.list_devices())
+    if replicas is not None and replicas > devices:
+        raise ValueError(
+            f"JAX has too few devices. Expected `replicas` <= {devices}. Received: "
+            f"replicas={replicas}. To divide the CPU, set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={replicas}"
+        )
+    distribution = keras.distribution.DataParallel(
+        devices=keras.distribution.list_devices()[: replicas or devices]
+    )
+    keras.distribution.set_distribution(distribution)  # for `fit`, which is outside of the scope
+    return DataParallelStrategy(distribution)
+
+
+def strategy_of(model: keras.Model) -> Strategy:
+    """The strategy that a model was made in, under either backend.
+
+    Args:
+        model: A model; one that was made outside of a scope has a strategy of one replica.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy
+    here = keras.distribution.list_devices()[:1]
+    return DataParallelStrategy(
+        keras.distribution.distribution() or keras.distribution.DataParallel(devices=here)
+    )
+
+
+def check_batch_size(batch_size: int, strategy: Strategy) -> None:
     """Raises a ValueError if the replicas cannot share the batch evenly.
 
     Uneven shares would weigh the images of a batch differently.
@@ -76,32 +210,3 @@ def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
             f"{replicas} replicas cannot share the batch evenly. Expected a batch size that is a "
             f"multiple of {replicas}. Received: batch_size={batch_size}. Use {nearest}."
         )
-
-
-class AverageMovingStatistics(keras.callbacks.Callback):
-    """Averages what the replicas learned apart, before every evaluation and save.
-
-    Each replica of a MirroredStrategy keeps its own moving mean and variance of the batches it
-    saw, and only those of the first one are evaluated on its images and saved. Their average
-    makes the replicas equal, so that what is evaluated is what is saved.
-    """
-
-    def on_test_begin(self, logs=None):
-        """Before an evaluation; `fit` validates before its epoch ends."""
-        average_moving_statistics(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Before the callbacks that save; this one comes first in their list."""
-        average_moving_statistics(self.model)
-
-
-def average_moving_statistics(model: keras.Model) -> None:
-    """Sets every non-trainable float weight to its mean over the replicas.
-
-    Args:
-        model: A model built in the scope of a strategy; any other model stays as it is.
-    """
-    for weight in model.non_trainable_variables:
-        copies = getattr(weight.value, "values", ())
-        if len(copies) > 1 and weight.value.dtype.is_floating:
-            weight.value.assign(tf.add_n([tf.identity(copy) for copy in copies]) / len(copies))
