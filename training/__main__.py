@@ -82,33 +82,176 @@ def train(
         bool,
         typer.Option("--skip-corrupt", help="Count damaged images and go on without them."),
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in the directory; if there is none, start one."
+        ),
+    ] = False,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Time between checkpoints; each epoch ends with one."
+        ),
+    ] = 60.0,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT,...",
+            help="Processes that train together, on many machines; the first one writes the files.",
+            show_default="TF_CONFIG or SLURM, or alone",
+        ),
+    ] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(help="Which of the --workers this process is, from 0.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Under SLURM: first port on each node.")] = 8888,
+    start_timeout: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long to wait for the other workers."),
+    ] = 300.0,
+    tpu: Annotated[
+        str | None,
+        typer.Option(help="Train on a TPU: its name, or `local`. Not tried on a real one."),
+    ] = None,
 ):
     """Follow a recipe, and keep weights, curves and a record."""
     import dataclasses
+    import shlex
 
-    from training import loop, recipes, tables
+    from training import cluster, files, interruption, launch, loop, recipes, tables
+    from training.workers import taking_part
 
     chosen = recipes.get_recipe(recipe)
     if dataset is not None:
         chosen = dataclasses.replace(chosen, dataset=dataset)
     run_dir = run_dir or loop.default_run_dir(chosen, seed)
-    record = loop.train(
-        chosen,
-        run_dir=run_dir,
-        data_dir=data_dir,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        replicas=replicas,
-        seed=seed,
-        skip_corrupt=skip_corrupt,
-    )
+    typed = os.environ.get(launch.COMMAND) or shlex.join(sys.argv[1:])
+    command = typed if resume else f"{typed} --resume"
+    member = cluster.resolve(workers, worker_index, port=port, start_timeout_seconds=start_timeout)
+    try:
+        with taking_part(member, run_dir, resume=resume, replicas=replicas, tpu=tpu) as own_dir:
+            record = loop.train(
+                chosen,
+                run_dir=own_dir,
+                data_dir=data_dir,
+                steps=steps,
+                epochs=epochs,
+                batch_size=batch_size,
+                replicas=replicas,
+                seed=seed,
+                skip_corrupt=skip_corrupt,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+            )
+    except interruption.Interrupted as stop:
+        console.print(f"{stop} Continue with:")
+        _print_commands(command)
+        raise typer.Exit(stop.exit_code) from None
+    except files.WriteError as error:
+        raise ValueError(f"{error} Then continue with: python -m training {command}") from error
     console.print(tables.results(record))
     console.print(f"Curves: {run_dir}/curves.png. Next:", soft_wrap=True)
     _print_commands(
         f"evaluate {run_dir}",
         f"export {run_dir} --output saved_models/{run_dir.name}",
     )
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def launch(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="train RECIPE ...", help="What each worker does.")
+    ],
+    workers: Annotated[int, typer.Option(help="Number of processes.")] = 2,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long workers may take to start, and to stop."
+        ),
+    ] = 60.0,
+):
+    """Train in several processes of this machine, as on a cluster."""
+    from training.launch import launch
+
+    raise typer.Exit(launch(arguments, workers=workers, timeout_seconds=timeout))
+
+
+@app.command()
+def tune(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a JSON file of one.")
+    ],
+    search: Annotated[str, typer.Option(help="`random`, `bayesian` or `hyperband`.")] = "random",
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUES",
+            help="What is searched, once for each field: `learning_rate=0.01:0.5:log`, "
+            "`augmentation.pad_crop_flip.padding=2:6`, `options.survival_probability=0.5:1.0:0.1`, "
+            "`variant=cifar_resnet20,cifar_resnet32`.",
+            show_default="learning_rate and weight_decay, up to ten times smaller and larger",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Number of trials, at most.", show_default="10; hyperband: all it wants"),
+    ] = None,
+    executions: Annotated[int, typer.Option(help="Trainings per trial, with other seeds.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Length of a trial.", show_default="the recipe's")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="The same in passes over the training images; of the longest trials of hyperband.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    output: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Directory; one with the same search is continued.",
+            show_default="runs/RECIPE-SEARCH-seedSEED",
+        ),
+    ] = None,
+    replicas: Replicas = None,
+    seed: Annotated[int, typer.Option(help="Seed of the proposals and of the trainings.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away the search in the directory.")
+    ] = False,
+):
+    """Search for better values of a recipe's fields, on the validation images."""
+    import shlex
+
+    from training import interruption, recipes, space, tables
+    from training import tune as tuning
+
+    chosen = recipes.get_recipe(recipe)
+    output = output or tuning.default_output(chosen, search, seed)
+    try:
+        found = tuning.search(
+            chosen,
+            method=search,
+            fields=[space.parse_field(text) for text in field or ()],
+            trials=trials,
+            executions=executions,
+            steps=steps,
+            epochs=epochs,
+            data_dir=data_dir,
+            output=output,
+            replicas=replicas,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    except interruption.Interrupted as stop:
+        console.print(f"{stop} Continue with:")
+        _print_commands(shlex.join(word for word in sys.argv[1:] if word != "--overwrite"))
+        raise typer.Exit(stop.exit_code) from None
+    console.print(tables.trials(found, f"{chosen.name}, {search}, validation accuracy"))
+    console.print(f"Picture: {output}/trials.png. Train the best with:", soft_wrap=True)
+    _print_commands(f"train {output}/best_recipe.json")
 
 
 @app.command()
@@ -234,6 +377,45 @@ def demo(
     console.print(tables.exports(result.reports))
     console.print(f"Pictures: {output}/curves.png, {output}/predictions.png", soft_wrap=True)
     demo.check_accuracy(result.record)
+
+
+benchmark = typer.Typer(no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark", help="Measure speed on this machine.")
+
+
+@benchmark.command("input")
+def benchmark_input(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Compare its pipeline with its training step."),
+    ] = None,
+    folder: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Compare with a plain tf.data pipeline on the JPEG files of a folder."),
+    ] = None,
+    data_dir: DataDir = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per batch.", show_default="the recipe's, or 64")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches per turn.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 5,
+):
+    """Show whether the images come as fast as the network trains."""
+    from benchmarks import input
+    from training import recipes
+
+    if (recipe is None) == (folder is None):
+        raise ValueError(
+            "There is nothing to measure, or too much. Expected a RECIPE or --folder PATH. "
+            f"Received: recipe={recipe}, folder={folder}."
+        )
+    if folder is not None:
+        input.of_folder(folder, batch_size=batch_size or 64, steps=steps, rounds=rounds)
+    else:
+        chosen = recipes.get_recipe(recipe)
+        if batch_size is not None:
+            chosen = chosen.with_batch_size(batch_size)
+        input.of_recipe(chosen, data_dir=data_dir, steps=steps, rounds=rounds)
 
 
 def _print_commands(*commands):

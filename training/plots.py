@@ -1,12 +1,14 @@
 """Pictures of a run: its curves, and what a model answers."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+
+from training.journal import Trial, ranked
 
 _TRAINING, _VALIDATION, _RATE = "#4c72b0", "#dd8452", "#55a868"
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
@@ -123,3 +125,67 @@ def confusion_matrix(
             colour = "white" if shares[row, column] > 0.4 else "black"
             axes.text(column, row, count or "", ha="center", va="center", fontsize=8, color=colour)
     figure.savefig(path, bbox_inches="tight")  # or long names are cut off
+
+
+def trials(
+    trials: Sequence[Trial],
+    path: str | os.PathLike,
+    *,
+    logarithmic: Collection[str] = (),
+    title: str,
+    columns: int = 4,
+) -> None:
+    """Draws the validation accuracy of the trials of a search against each field.
+
+    The best trial is a star, a bar shows the spread of its executions, and a cross at the bottom
+    is a trial that could not be trained. The fewer steps of Hyperband a trial had, the paler it is.
+
+    Args:
+        trials: At least one.
+        path: Where the PNG goes.
+        logarithmic: Names of the fields with a logarithmic axis.
+        title: Name of the search.
+        columns: Fields per row.
+    """
+    best, most_steps = ranked(trials)[0], max(trial.steps for trial in trials)
+    names = list(best.values)
+    rows = -(-len(names) // columns)
+    size = (4.2 * min(columns, len(names)), 0.5 + 3.4 * rows)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    grid = figure.subplots(rows, min(columns, len(names)), squeeze=False, sharey=True)
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(grid.flat, names):
+        numeric = all(type(trial.values[name]) in (int, float) for trial in trials)
+        for trial in trials:
+            x = trial.values[name] if numeric else str(trial.values[name])
+            if trial.note:
+                axes.plot(x, 0.03, "x", color=_WRONG, transform=axes.get_xaxis_transform())
+                continue
+            shape = {"marker": "*", "markersize": 13} if trial is best else {"marker": "o"}
+            axes.errorbar(
+                x,
+                trial.accuracy,
+                yerr=trial.spread,
+                color=_VALIDATION if trial is best else _TRAINING,
+                alpha=0.3 + 0.7 * trial.steps / most_steps,
+                **shape,
+            )
+        if name in logarithmic:
+            axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        elif not numeric:
+            axes.margins(x=0.3)  # the words are wide
+        elif all(type(trial.values[name]) is int for trial in trials):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(name)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("validation accuracy")
+    figure.savefig(path)

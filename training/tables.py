@@ -5,11 +5,13 @@ import math
 from collections.abc import Sequence
 
 import keras
+from rich import box
 from rich.table import Table
 
 import keras_resnet
 from keras_resnet.export import ExportReport, table_rows
 from training.evaluate import Evaluation
+from training.journal import Trial
 from training.plots import MANY_CLASSES
 from training.recipes import RECIPES
 from training.records import Record
@@ -167,6 +169,35 @@ def exports(reports: list[ExportReport]) -> Table:
         table.add_column(heading, justify="right" if position else "left")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def trials(trials: Sequence[Trial], title: str) -> Table:
+    """What a search has found.
+
+    Args:
+        trials: Best first, at least one.
+        title: Name of the search; the accuracy is that on its validation images.
+    """
+    # As narrow as it can be: there may be many fields.
+    table = Table("trial", title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    short = [name.rpartition(".")[2] for name in trials[0].values]
+    fields = [
+        last if short.count(last) == 1 else name for name, last in zip(trials[0].values, short)
+    ]
+    is_repeated = trials[0].spread is not None
+    for heading in (*fields, "steps", "accuracy", *(["spread"] * is_repeated), "seconds"):
+        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")
+    for trial in trials:
+        table.add_row(
+            str(trial.number),
+            *trial.texts.values(),
+            f"{trial.steps:,}",
+            trial.note.split(". ")[0] or _percent(trial.accuracy),
+            *([_percent(trial.spread)] if is_repeated else []),
+            f"{trial.seconds:,.0f}",
+            style="bold" if trial is trials[0] else None,
+        )
     return table
 
 
