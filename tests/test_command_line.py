@@ -43,7 +43,8 @@ def trained(tmp_path_factory):
 def test_help_names_every_command():
     answer = training("--help", cwd=CHECKOUT)
     assert answer.returncode == 0
-    for command in ("train", "evaluate", "export", "list", "demo"):
+    commands = "train launch tune evaluate export publish list demo benchmark"
+    for command in commands.split():
         assert f" {command} " in answer.stdout
 
 
@@ -56,6 +57,36 @@ def test_help_needs_no_tensorflow():
         "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True)
+
+
+def test_a_recipe_is_changed_on_the_command_line(tmp_path):
+    options = "--steps 2 --batch-size 64 --scale-learning-rate --accumulation-steps 2 --no-xla"
+    changes = ("learning_rate=0.2", "options.shortcut=projection", "schedule=cosine")
+    answer = training(
+        *("train", "digits-resnet20", *options.split()),
+        *(word for change in changes for word in ("--set", change)),
+        cwd=tmp_path,
+    )
+    assert answer.returncode == 0, answer.stderr
+    record = json.loads((tmp_path / "runs/digits-resnet20-seed0/record.json").read_text())
+    recipe = record["recipe"]
+    assert (recipe["learning_rate"], recipe["schedule"]) == (0.1, "cosine")
+    assert (recipe["options"], recipe["batch_size"]) == ({"shortcut": "projection"}, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "learning_rate"), "Expected --set FIELD=VALUE"),
+        (("--set", "lerning_rate=1"), "Did you mean 'learning_rate'?"),
+        (("--batch-size", "9", "--accumulation-steps", "2"), "Use 8 or 10."),
+    ],
+)
+def test_changes_that_do_not_fit_are_errors(arguments, message, tmp_path):
+    answer = training("train", "digits-resnet20", *arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_list_shows_networks_and_recipes():

@@ -26,7 +26,10 @@ def train(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    scale_learning_rate: bool = False,
     replicas: int | None = None,
+    xla: bool | str = "auto",
+    accumulation_steps: int = 1,
     seed: int = 0,
     skip_corrupt: bool = False,
     resume: bool = False,
@@ -51,8 +54,12 @@ def train(
         steps: Number of steps instead of the recipe's; milestones and warm-up are scaled.
         epochs: The same in passes over the training split.
         batch_size: Images per step over all replicas, instead of the recipe's. The number of
-            images seen stays the same, and so does the learning rate.
+            images seen stays the same.
+        scale_learning_rate: Whether the learning rate grows with that batch size, or stays.
         replicas: Number of devices, see `make_strategy`.
+        xla: Whether XLA compiles the training step of each replica; `"auto"`: on accelerators.
+        accumulation_steps: In how many parts each replica does its share of a batch, to need the
+            memory of a smaller one.
         seed: Seed of the initialisation, the order of the images and the augmentation.
         skip_corrupt: Whether damaged files are counted and left out, instead of being an error.
         resume: Whether a run that is there is continued; if there is none, one starts, and a
@@ -74,10 +81,17 @@ def train(
     keras.utils.set_random_seed(seed)
     dataset = datasets.load(recipe.dataset, data_dir=data_dir, skip_corrupt=skip_corrupt)
     check_complete(dataset)
-    recipe = fit_to_data(recipe, dataset, steps=steps, epochs=epochs, batch_size=batch_size)
-    check_batch_size(recipe.batch_size, strategy)
+    recipe = fit_to_data(
+        recipe,
+        dataset,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        scale_learning_rate=scale_learning_rate,
+    )
+    check_batch_size(recipe.batch_size, strategy, accumulation_steps)
     with strategy.scope():
-        model = compiled_model(recipe, dataset)
+        model = compiled_model(recipe, dataset, xla=xla, accumulation_steps=accumulation_steps)
     _batches(recipe, dataset, seed)  # what is wrong with them is said now
     record = records.new_record(
         recipe,
@@ -133,7 +147,9 @@ def steps_per_epoch(recipe: Recipe, dataset) -> int:
     return max(1, round(dataset.splits["train"].num_examples / recipe.batch_size))
 
 
-def fit_to_data(recipe: Recipe, dataset, *, steps=None, epochs=None, batch_size=None) -> Recipe:
+def fit_to_data(
+    recipe: Recipe, dataset, *, steps=None, epochs=None, batch_size=None, scale_learning_rate=False
+) -> Recipe:
     """The recipe with the changes a user asked for.
 
     Args:
@@ -142,6 +158,7 @@ def fit_to_data(recipe: Recipe, dataset, *, steps=None, epochs=None, batch_size=
         steps: Number of steps, or `None`.
         epochs: Number of epochs, or `None`.
         batch_size: Images per step, or `None`.
+        scale_learning_rate: Whether the learning rate grows with the batch size.
 
     Raises:
         ValueError: If both steps and epochs are given, or one is not positive.
@@ -152,7 +169,7 @@ def fit_to_data(recipe: Recipe, dataset, *, steps=None, epochs=None, batch_size=
             f"Received: steps={steps}, epochs={epochs}"
         )
     if batch_size is not None:
-        recipe = recipe.with_batch_size(batch_size)
+        recipe = recipe.with_batch_size(batch_size, scale_learning_rate=scale_learning_rate)
     if epochs is not None:
         steps = epochs * steps_per_epoch(recipe, dataset)
     return recipe if steps is None else recipe.scaled(steps)

@@ -193,7 +193,7 @@ def strategy_of(model: keras.Model) -> Strategy:
     )
 
 
-def check_batch_size(batch_size: int, strategy: Strategy) -> None:
+def check_batch_size(batch_size: int, strategy: Strategy, accumulation_steps: int = 1) -> None:
     """Raises a ValueError if the replicas cannot share the batch evenly.
 
     Uneven shares would weigh the images of a batch differently.
@@ -201,12 +201,16 @@ def check_batch_size(batch_size: int, strategy: Strategy) -> None:
     Args:
         batch_size: Images per step over all replicas together.
         strategy: The strategy that shares them out.
+        accumulation_steps: In how many parts each replica does its share.
     """
-    replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas:
-        below = batch_size - batch_size % replicas
-        nearest = f"{below} or {below + replicas}" if below else f"{replicas}"
+    parts = strategy.num_replicas_in_sync * accumulation_steps
+    if batch_size % parts:
+        below = batch_size - batch_size % parts
+        nearest = f"{below} or {below + parts}" if below else f"{parts}"
+        who = f"{strategy.num_replicas_in_sync} replicas"
+        if accumulation_steps > 1:
+            who += f" in {accumulation_steps} parts each"
         raise ValueError(
-            f"{replicas} replicas cannot share the batch evenly. Expected a batch size that is a "
-            f"multiple of {replicas}. Received: batch_size={batch_size}. Use {nearest}."
+            f"{who} cannot share the batch evenly. Expected a batch size that is a "
+            f"multiple of {parts}. Received: batch_size={batch_size}. Use {nearest}."
         )

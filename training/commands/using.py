@@ -1,0 +1,149 @@
+"""Commands for what there is: networks, recipes and trained runs."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from training.commands import DataDir, Replicas, Run, app, console
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(metavar="RUN", help="Finished runs; several make an ensemble."),
+    ],
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="`train`, `validation` or `test`.")] = "test",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Evaluate on other images.", show_default="the run's"),
+    ] = None,
+    crops: Annotated[
+        str,
+        typer.Option(
+            help="What is scored of each image, and averaged: `single`, `ten` (corners and centre, "
+            "mirrored too) or `multi_scale` (the whole image at several scales)."
+        ),
+    ] = "single",
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated lengths in pixels of the shorter side, for `multi_scale`.",
+            show_default="224,256,384,480,640 for a network of 224; 28,32,36,40 for one of 32",
+        ),
+    ] = "",
+    mirror: Annotated[
+        bool, typer.Option(help="Whether crops and scales are scored mirrored as well.")
+    ] = True,
+    output: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for the confusion matrix and the worst mistakes."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step; changes the speed only.")] = 250,
+    replicas: Replicas = None,
+):
+    """Score the best weights of a run or of an ensemble of runs, every image once."""
+    from training import evaluate, mistakes, tables
+    from training.crops import Crops
+
+    chosen = Crops(crops, tuple(scales.split(",")) if scales else (), mirror)
+    answers = evaluate.answer(
+        runs,
+        split=split,
+        dataset=dataset,
+        data_dir=data_dir,
+        batch_size=batch_size,
+        replicas=replicas,
+        crops=chosen,
+    )
+    where = f"{answers.dataset.name}, {split}, {chosen}"
+    who = str(runs[0]) if len(runs) == 1 else f"ensemble of {len(runs)}"
+    scores = answers.evaluation
+    console.print(tables.evaluation(scores, answers.dataset.class_names, f"{who} on {where}"))
+    if len(runs) > 1:
+        names = [str(run) for run in runs]
+        console.print(tables.ensemble(answers.evaluations, scores, names, f"Members on {where}"))
+    if output is not None:
+        files = mistakes.write(answers, output, title=f"{who} on {where}")
+        console.print(f"Written: {', '.join(map(str, files))}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[
+        pathlib.Path, typer.Option(help="Folder for the exports, e.g. `saved_models/NAME`.")
+    ],
+    data_dir: DataDir = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated, of `saved_model`, `tflite`, `tflite_float16`, `tflite_int8`."
+        ),
+    ] = "saved_model,tflite,tflite_int8",
+    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+):
+    """Export a run, and prove each file against the Keras model on test images."""
+    from training import exports, tables
+
+    reports = exports.export_run(
+        run, output, formats=formats.split(","), data_dir=data_dir, images=images
+    )
+    console.print(tables.exports(reports))
+    console.print(f"Written to {output}, with record.json.", soft_wrap=True)
+
+
+@app.command()
+def publish(
+    run: Run,
+    output: Annotated[
+        pathlib.Path, typer.Option(help="File of the weights, ending in `.safetensors`.")
+    ],
+    data_dir: DataDir = None,
+    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+):
+    """Write the best weights of a run, with its record, as one file for others to load."""
+    from training.publish import publish
+
+    sha256 = publish(run, output, data_dir=data_dir, images=images)
+    console.print(f"{output}: sha256 {sha256}", soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="Names to show, e.g. `'*resnet20'`.")
+    ] = "*",
+    count: Annotated[
+        bool,
+        typer.Option(
+            "--count",
+            help="Count parameters and multiply-adds; half a minute for all networks.",
+        ),
+    ] = False,
+):
+    """Show the networks and the recipes."""
+    from training import tables
+
+    for table in (tables.variants(pattern, counted=count), tables.recipes(pattern)):
+        if table.row_count:
+            console.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the exports.")] = pathlib.Path(
+        "saved_models/demo"
+    ),
+    replicas: Annotated[int, typer.Option(help="Devices that share each batch.")] = 2,
+):
+    """Train on handwritten digits, export, verify and show: a minute or two, no download."""
+    from training import demo, tables
+
+    result = demo.run(output=output, replicas=replicas)
+    console.print(tables.results(result.record))
+    console.print(tables.exports(result.reports))
+    console.print(f"Pictures: {output}/curves.png, {output}/predictions.png", soft_wrap=True)
+    demo.check_accuracy(result.record)
