@@ -276,6 +276,7 @@ run(pathlib.Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_jax_goes_on_as_if_it_had_never_stopped(tmp_path):
     pytest.importorskip("jax", reason="needs JAX")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

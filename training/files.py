@@ -59,8 +59,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _reach_disk(partial)
             os.replace(partial, path)

@@ -5,8 +5,10 @@ import signal
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A run was stopped from outside, and can be continued.
+
+    Not an `Exception`, like `KeyboardInterrupt`: TensorFlow wraps those that come as it traces.
 
     Args:
         number: The signal's number; a program ends with exit code 128 more.

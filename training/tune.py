@@ -133,29 +133,9 @@ def search(
     folder = output or default_output(recipe, method, seed)
     # Each trial has a network of its own, which TensorFlow takes for needless retracing.
     tf.get_logger().setLevel("ERROR")
-    with journal.opened(folder, settings, overwrite=overwrite) as book, Signals() as signals:
-        signals.waits = True  # raised while TensorFlow traces a function, it becomes another error
-        done = []
-
-        def stop_if_told():
-            if signals.received:
-                raise Interrupted(signals.received)
-
-        def answer(proposed):
-            values = {field.name: field.value(proposed[field.name]) for field in fields}
-            share = proposed["tuner/epochs"] / whole if whole else 1.0
-            ended = []
-            for own_seed in range(seed, seed + executions):
-                key = {"values": values, "share": share, "seed": own_seed}
-                if not book.find(key):
-                    book.add({**key, **trainer.execute(**key, after_step=stop_if_told)})
-                stop_if_told()
-                ended.append(book.find(key))
-            done.append(Trial.of(len(done) + 1, ended))
-            _publish(book.folder, recipe, done)
-            return done[-1].accuracy
-
-        ask(answer)
+    with journal.opened(folder, settings, overwrite=overwrite) as book:
+        seeds = range(seed, seed + executions)
+        done = _conduct(ask, trainer, book, fields, seeds, whole)
         with files.replacing(book.folder / journal.PLOT) as path:
             logarithmic = [field.name for field in fields if field.is_log]
             plots.trials(done, path, logarithmic=logarithmic, title=f"{recipe.name}, {method}")
@@ -171,6 +151,34 @@ def search(
 def default_output(recipe: Recipe, method: str, seed: int) -> pathlib.Path:
     """`runs/<recipe>-<method>-seed<seed>`, below the working directory."""
     return pathlib.Path("runs") / f"{recipe.name}-{method}-seed{seed}"
+
+
+def _conduct(ask, trainer, book, fields, seeds, whole):
+    """Answers every proposal from the journal, or else by a training."""
+    done = []
+    with Signals() as signals:
+        signals.waits = True  # raised while TensorFlow traces a function, it becomes another error
+
+        def stop_if_told():
+            if signals.received:
+                raise Interrupted(signals.received)
+
+        def answer(proposed):
+            values = {field.name: field.value(proposed[field.name]) for field in fields}
+            share = proposed["tuner/epochs"] / whole if whole else 1.0
+            ended = []
+            for seed in seeds:
+                key = {"values": values, "share": share, "seed": seed}
+                if not book.find(key):
+                    book.add({**key, **trainer.execute(**key, after_step=stop_if_told)})
+                ended.append(book.find(key))
+                stop_if_told()
+            done.append(Trial.of(len(done) + 1, ended))
+            _publish(book.folder, trainer.recipe, done)
+            return done[-1].accuracy
+
+        ask(answer)
+    return done
 
 
 def _oracle(method, fields, *, trials, epochs, seed):
