@@ -86,7 +86,7 @@ def test_a_new_or_empty_directory_is_taken(tmp_path, resume):
 
 
 def test_what_a_process_left_that_was_killed_at_once_is_no_run(tmp_path):
-    (tmp_path / records.LOCK).touch()
+    (tmp_path / files.LOCK).touch()
     partial = tmp_path / f"{files.PARTIAL}7-{records.RECORD}"
     partial.write_text("{")
     with records.claimed(tmp_path):
@@ -150,7 +150,7 @@ def test_a_run_belongs_to_one_process_until_that_is_killed(tmp_path, record):
             other.kill()
     assert str(error.value) == (
         "Another process works on this run. Expected a run directory of its own for each process. "
-        f"Received: run_dir={str(tmp_path)!r}. Wait for the other one to end, or choose another "
+        f"Received: {str(tmp_path)!r}. Wait for the other one to end, or choose another "
         "--run-dir."
     )
     with records.claimed(tmp_path, resume=True):

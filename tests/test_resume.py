@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_the_same(tmp_path, replicas
     moments, resumed = random.Random(replicas), -1
     for _ in range(8):
         run.start()
-        run.wait_for((run.dir / records.LOCK).exists)
+        run.wait_for((run.dir / files.LOCK).exists)
         time.sleep(moments.uniform(0, 1))
         if moments.random() < 0.7:  # else before the first new checkpoint
             run.wait_for_steps(1)

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+LOCK = "lock"  # held by the process that works in the folder
 PARTIAL = ".partial-"  # how the names of files begin that are not whole yet
 _FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -84,14 +86,49 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def remove_partial(folder: pathlib.Path) -> None:
-    """Removes what a killed process has left half written.
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, *, what: str, option: str) -> Iterator[None]:
+    """Keeps a folder for one process, until the block ends or the process does.
+
+    What a killed process has left half written in it is removed.
 
     Args:
-        folder: A folder that no other process writes to.
+        folder: It is made if it is not there.
+        what: What goes on in it, for the error.
+        option: The option that chooses another folder.
+
+    Raises:
+        ValueError: If another process has it.
     """
-    for partial in folder.glob(f"{PARTIAL}*"):
-        partial.unlink()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process works on this {what}. Expected a {what} directory of its own for "
+                f"each process. Received: {str(folder)!r}. Wait for the other one to end, or "
+                f"choose another {option}."
+            ) from None
+        for partial in folder.glob(f"{PARTIAL}*"):
+            partial.unlink()
+        yield
+
+
+def is_unused(folder: pathlib.Path) -> bool:
+    """Whether a folder is empty, or holds no more than a killed process left before its first file.
+
+    Args:
+        folder: There or not.
+    """
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    names = (path.name for path in folder.iterdir())
+    return all(name == LOCK or name.startswith(PARTIAL) for name in names)
 
 
 def _reach_disk(path):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -14,7 +13,6 @@ from training import files
 
 JOURNAL = "search.json"
 TRIALS, PLOT, BEST = "trials.csv", "trials.png", "best_recipe.json"  # what is made of it
-LOCK = "lock"  # held by the process that searches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,19 +150,7 @@ def opened(
     """
     folder = pathlib.Path(folder)
     _check_free(folder)
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")  # noqa: SIM115
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
-        except BlockingIOError:
-            raise ValueError(
-                "Another process works on this search. Expected a directory of its own for each "
-                f"process. Received: {str(folder)!r}. Wait for the other one to end, or choose "
-                "another --output."
-            ) from None
-        files.remove_partial(folder)
+    with files.locked(folder, what="search", option="--output"):
         if overwrite:
             for name in (JOURNAL, TRIALS, PLOT, BEST):
                 (folder / name).unlink(missing_ok=True)
@@ -172,13 +158,8 @@ def opened(
 
 
 def _check_free(folder):
-    if not folder.exists() or (folder / JOURNAL).exists():
+    if (folder / JOURNAL).exists() or files.is_unused(folder):
         return
-    if folder.is_dir():
-        # A process that was killed before it wrote the journal has left no more than these.
-        others = [path.name for path in folder.iterdir() if path.name != LOCK]
-        if all(name.startswith(files.PARTIAL) for name in others):
-            return
     raise ValueError(
         "The directory holds something else than a search. Expected a new or an empty one. "
         f"Received: {str(folder)!r}. Choose another --output."

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -22,7 +21,6 @@ from training.recipe import Recipe
 RECORD = "record.json"
 BEST = "best.keras"  # the weights that were best on the validation split
 LAST = "last.keras"  # the weights after the last step
-LOCK = "lock"  # held by the process that works on the run
 # What a recipe says about itself does not change what comes of it.
 _REMARKS = ("reference", "measured_accuracy")
 _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
@@ -120,31 +118,14 @@ def claimed(run_dir: str | os.PathLike, *, resume: bool = False) -> Iterator[pat
     """
     run_dir = pathlib.Path(run_dir)
     _check_free(run_dir, resume)
-    with files.writing(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / LOCK, "a+")  # noqa: SIM115
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
-        except BlockingIOError:
-            raise ValueError(
-                "Another process works on this run. Expected a run directory of its own for each "
-                f"process. Received: run_dir={str(run_dir)!r}. Wait for the other one to end, or "
-                "choose another --run-dir."
-            ) from None
-        files.remove_partial(run_dir)
+    with files.locked(run_dir, what="run", option="--run-dir"):
         yield run_dir
 
 
 def _check_free(run_dir, resume):
     is_run = (run_dir / RECORD).exists()
-    if not run_dir.exists() or (resume and is_run):
+    if (resume and is_run) or files.is_unused(run_dir):
         return
-    if run_dir.is_dir():
-        # A process that was killed before it wrote the record has left no more than these.
-        others = [path.name for path in run_dir.iterdir() if path.name != LOCK]
-        if all(name.startswith(files.PARTIAL) for name in others):
-            return
     content, remedy = (
         ("another run", "Continue it with --resume, choose")
         if is_run
