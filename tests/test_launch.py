@@ -51,7 +51,7 @@ def start(*arguments, cwd, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "training", *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment(TMPDIR=str(cwd)),  # where the logs of failed jobs stay
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,7 +90,8 @@ def test_launching_needs_no_tensorflow():
 
 
 def test_a_worker_that_fails_is_named_and_ends_the_others(tmp_path):
-    answer = training("launch", "--workers", "2", "train", "digits-resnet21", cwd=tmp_path)
+    command = ("launch", "--workers", "2", "train", "digits-resnet21")
+    answer = training(*command, cwd=tmp_path, TMPDIR=str(tmp_path))
     assert answer.returncode == 2
     failed = re.search(
         r"Error: Worker (\d) of 2 failed, and the others were ended. Expected exit code 0. "

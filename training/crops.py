@@ -21,6 +21,7 @@ from keras_resnet.errors import unknown_name
 from keras_resnet.preprocessing import Preprocessing
 from training import pipeline
 from training.splits import Split
+from training.strategy import strategy_of
 
 MODES = ("single", "ten", "multi_scale")
 PAPER_SCALES = (224, 256, 384, 480, 640)  # for crops of 224
@@ -137,7 +138,7 @@ def predict(
     if crops.mode == "multi_scale":
         check_scales(model, crops.scales or default_scales(preprocessing))
         model = with_any_size(model)
-    replicas = model.distribute_strategy.num_replicas_in_sync
+    replicas = strategy_of(model).num_replicas_in_sync
     passes = []
     for make_views in crops.passes(preprocessing):
         batches, views = view_batches(split, make_views, batch_size=batch_size, replicas=replicas)
@@ -163,7 +164,7 @@ def with_any_size(model: keras.Model) -> keras.Model:
 
     Reference: He et al. 2015, section 3.4: "the fully-convolutional form".
     """
-    with model.distribute_strategy.scope():
+    with strategy_of(model).scope():
         inputs = keras.Input((None, None, model.input_shape[-1]), name="image")
         network = keras.models.clone_model(model, input_tensors=inputs)
         network.set_weights(model.get_weights())

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 import keras_resnet
@@ -220,7 +221,9 @@ def read(run_dir: str | os.PathLike) -> Record:
 
 def versions() -> dict[str, str]:
     """Version of Python, of this package and of the packages that decide a result."""
-    packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
+    packages = ["keras", "tensorflow", "tensorflow-datasets", "numpy"]
+    if keras.backend.backend() == "jax":
+        packages.append("jax")
     return {
         "python": platform.python_version(),
         "keras-resnet-zoo": keras_resnet.__version__,
