@@ -117,14 +117,15 @@ def test_a_run_that_is_killed_and_stopped_ends_the_same(undisturbed, tmp_path):
     run.start()
     run.wait_for_steps(3)
     run.wait_for(lambda: [*run.dir.glob(f"checkpoints/{files.PARTIAL}*")])
-    assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    code, output = run.end(signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
     reached = run.newest_step()
 
     run.start()
     run.wait_for(lambda: run.newest_step() >= 9)
     time.sleep(0.5)  # in the validation, whose first batch takes longer
     code, output = run.end(signal.SIGTERM)
-    assert code == 143
+    assert code == 143, output
     assert run.newest_step() >= 10
     assert f"Continuing after step {reached} of 24." in output
     command = "train tiny.json --run-dir run --resume --checkpoint-every 0"

@@ -245,7 +245,7 @@ def load_model(run_dir) -> keras.Model:
     if not record.results:
         raise ValueError(
             "The run has not finished. Expected a record with results. "
-            f"Received: {str(run_dir)!r}, started {record.started}. Train again in another "
-            "--run-dir, or delete this one."
+            f"Received: {str(run_dir)!r}, started {record.started}. Continue it with "
+            "`train ... --resume`, or delete it."
         )
     return keras.saving.load_model(pathlib.Path(run_dir) / records.BEST, compile=False)
