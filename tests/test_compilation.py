@@ -88,3 +88,9 @@ def test_preprocessing_and_statistics_follow_the_recipe(digits):
     assert model.preprocessing == dataclasses.replace(digits.preprocessing, size=(16, 16))
     assert model.input_shape == (None, 16, 16, 1)
     assert model.get_layer("stem_bn").synchronized
+
+
+def test_other_backends_refuse_parts(digits, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="accumulation_steps=1. Received: 2 on 'jax'"):
+        compiled_model(RECIPE, digits, accumulation_steps=2)

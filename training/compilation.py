@@ -22,7 +22,16 @@ def compiled_model(
         dataset: Its images give the input shape, its labels the classes.
         xla: Whether XLA compiles the training step; `"auto"`: on accelerators.
         accumulation_steps: In how many parts each replica does its share of a batch.
+
+    Raises:
+        ValueError: If the backend cannot accumulate.
     """
+    if accumulation_steps > 1 and keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "This backend does a batch in one part. Expected accumulation_steps=1. "
+            f"Received: {accumulation_steps} on {keras.backend.backend()!r}. Choose a smaller "
+            "batch size, or KERAS_BACKEND=tensorflow."
+        )
     preprocessing = preprocessing_of(recipe, dataset)
     # Images that grow during the run want a network for every size.
     size = (None, None) if recipe.image_sizes else preprocessing.size
