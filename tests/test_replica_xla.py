@@ -233,6 +233,31 @@ def test_what_is_evaluated_is_what_is_saved(tmp_path):
     np.testing.assert_allclose(exported.serve(images), expected, atol=1e-5)
 
 
+def test_what_is_validated_within_fit_is_what_its_callbacks_save(tmp_path):
+    images, labels = images_and_labels()
+    model = trained(2, jit_compile=False, options={})
+    history = model.fit(
+        *(images, labels),
+        batch_size=BATCH,
+        validation_data=(images, labels),
+        callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")],
+        verbose=0,
+    ).history
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loss = loaded.evaluate(images, labels, verbose=0)[0]
+    assert loss == pytest.approx(history["val_loss"][0], rel=1e-5)
+
+
+def test_callbacks_save_the_mean_of_the_replicas_without_validation_too(tmp_path):
+    model = trained(
+        2,
+        jit_compile=False,
+        options={},
+        fit={"callbacks": [keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")]},
+    )
+    assert largest_difference(keras.models.load_model(tmp_path / "model.keras"), model) < 1e-7
+
+
 def test_auto_takes_no_xla_on_cpus_and_says_so(caplog):
     caplog.set_level("INFO", logger="keras_resnet")
     model = trained(2, jit_compile="auto")
