@@ -306,6 +306,19 @@ def test_runs_of_different_images_need_a_dataset(runs, models, tmp_path):
     assert evaluate.answer([runs[0], other], dataset="digits").evaluation.count == 360
 
 
+def test_runs_that_held_out_different_images_share_the_test_split_only(runs, models, tmp_path):
+    other = make_run(tmp_path / "other", models[0], validation_examples=40)
+    assert evaluate.answer([other], split="validation").evaluation.count == 40
+    assert evaluate.answer([runs[0], other]).evaluation.count == 360
+    with pytest.raises(ValueError) as error:
+        evaluate.answer([runs[0], other], split="validation")
+    assert str(error.value) == (
+        "The runs held out different images for validation, so that one has learnt what is new to "
+        "another. Expected runs with the same validation_examples. Received: None, 40. Score them "
+        "on the test split."
+    )
+
+
 def answers_of(probabilities, labels):
     """Answers to images whose pixels all have the value of their position."""
     count = len(labels)

@@ -163,6 +163,7 @@ def answer(
     data = datasets.load(
         dataset or _common_dataset(runs),
         data_dir=data_dir,
+        validation_examples=None if dataset else _common_validation(runs, split),
         skip_corrupt=any(run.data["skip_corrupt"] for run in runs),
     )
     if split not in data.splits:
@@ -207,6 +208,17 @@ def _common_dataset(runs):
             f"Received: {', '.join(map(repr, names))}. Choose the images with --dataset."
         )
     return names[0]
+
+
+def _common_validation(runs, split):
+    counts = [run.recipe.validation_examples for run in runs]
+    if split == "validation" and len(set(counts)) > 1:
+        raise ValueError(
+            "The runs held out different images for validation, so that one has learnt what is "
+            "new to another. Expected runs with the same validation_examples. "
+            f"Received: {', '.join(map(str, counts))}. Score them on the test split."
+        )
+    return counts[0]
 
 
 def check_fits(model: keras.Model, dataset) -> None:

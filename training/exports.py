@@ -51,9 +51,7 @@ def export_run(
         if name not in FORMATS:
             raise unknown_name("export format", name, FORMATS)
     record, model = records.read(run_dir), evaluate.load_model(run_dir)
-    dataset = datasets.load(
-        record.recipe.dataset, data_dir=data_dir, skip_corrupt=record.data["skip_corrupt"]
-    )
+    dataset = records.load_dataset(record, data_dir)
     evaluate.check_fits(model, dataset)
     raw, labels = test_images(dataset, images)
     output = pathlib.Path(output)

@@ -79,7 +79,12 @@ def train(
     """
     strategy = make_strategy(replicas)
     keras.utils.set_random_seed(seed)
-    dataset = datasets.load(recipe.dataset, data_dir=data_dir, skip_corrupt=skip_corrupt)
+    dataset = datasets.load(
+        recipe.dataset,
+        data_dir=data_dir,
+        validation_examples=recipe.validation_examples,
+        skip_corrupt=skip_corrupt,
+    )
     check_complete(dataset)
     recipe = fit_to_data(
         recipe,

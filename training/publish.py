@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 import keras_resnet
-from training import datasets, evaluate, exports, records
+from training import evaluate, exports, records
 
 
 def publish(
@@ -40,9 +40,7 @@ def publish(
             f"Received: {str(output)!r}. Delete it first, or choose another name."
         )
     record, model = records.read(run_dir), evaluate.load_model(run_dir)
-    dataset = datasets.load(
-        record.recipe.dataset, data_dir=data_dir, skip_corrupt=record.data["skip_corrupt"]
-    )
+    dataset = records.load_dataset(record, data_dir)
     raw, _ = exports.test_images(dataset, images)
     inputs = np.concatenate([np.asarray(model.preprocessing(batch)) for batch in raw])
     keras_resnet.weights.save_weights(

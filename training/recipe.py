@@ -61,6 +61,8 @@ class Recipe:
             (repeated augmentation); an epoch then sees one in `repeats` images.
         image_sizes: Side of the training images in pixels as the run goes on, as pairs of the
             share of the steps done and the side: `((0, 160), (0.5, 192))`. Empty: the dataset's.
+        validation_examples: Number of training images that are held out for validation. `None`:
+            as many as `datasets.load` holds out.
         preprocessing: Fields of `Preprocessing` that differ from the dataset's, e.g.
             `{"resize_size": 232}`.
         precision: Keras dtype policy.
@@ -100,6 +102,7 @@ class Recipe:
     augmentation: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     repeats: int = 1
     image_sizes: tuple[tuple[float, int], ...] = ()
+    validation_examples: int | None = None
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: str = "float32"
     synchronized_batch_norm: bool = False

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 import keras_resnet
-from training import files
+from training import datasets, files
 from training.recipe import Recipe
 
 RECORD = "record.json"
@@ -160,6 +160,21 @@ def begin(run_dir: pathlib.Path, record: Record) -> Record:
         record = dataclasses.replace(found, resumed=found.resumed + 1)
     write(run_dir, record)
     return record
+
+
+def load_dataset(record: Record, data_dir: str | os.PathLike | None = None) -> datasets.Dataset:
+    """The images of a run, split as they were for it.
+
+    Args:
+        record: The run's record.
+        data_dir: Where the images are, see `datasets.load`.
+    """
+    return datasets.load(
+        record.recipe.dataset,
+        data_dir=data_dir,
+        validation_examples=record.recipe.validation_examples,
+        skip_corrupt=record.data["skip_corrupt"],
+    )
 
 
 def check_same_run(found: Record, wanted: Record) -> None:

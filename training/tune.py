@@ -100,7 +100,11 @@ def search(
     fields = list(fields) or default_fields(recipe)
     check_fields(fields, recipe)
     strategy = make_strategy(replicas)
-    dataset = _without_test(datasets.load(recipe.dataset, data_dir=data_dir))
+    dataset = _without_test(
+        datasets.load(
+            recipe.dataset, data_dir=data_dir, validation_examples=recipe.validation_examples
+        )
+    )
     whole = _epochs_to_divide(recipe, dataset, steps, epochs) if method == "hyperband" else None
     trials = 10 if trials is None and not whole else trials
     _check_numbers(method, fields, trials, executions)

@@ -123,9 +123,9 @@ def train(
     from training.workers import taking_part
 
     chosen = recipes.get_recipe(recipe)
-    chosen = chosen.changed(dict(map(_change, changes or ())))
     if dataset is not None:
-        chosen = dataclasses.replace(chosen, dataset=dataset)
+        chosen = dataclasses.replace(chosen, dataset=dataset, validation_examples=None)
+    chosen = chosen.changed(dict(map(_change, changes or ())))
     run_dir = run_dir or loop.default_run_dir(chosen, seed)
     typed = os.environ.get(launch.COMMAND) or shlex.join(sys.argv[1:])
     command = typed if resume else f"{typed} --resume"
