@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow golden clean
+.PHONY: demo test test-slow clean
 .DEFAULT_GOAL := test
 
 .venv/installed: setup.cfg constraints.txt

@@ -10,42 +10,10 @@ import tensorflow as tf
 
 from training.cluster import Cluster
 from training.strategy import check_batch_size, make_strategy
-from training.workers import StayTogether, average_moving_statistics
 
 without_gpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="is about a machine without a GPU"
 )
-
-
-def small_network():
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(8),
-            layers.BatchNormalization(momentum=0.5),
-            layers.Dense(2, activation="softmax"),
-        ]
-    )
-
-
-def trained_apart(callbacks=()):
-    """A network whose two replicas saw images of different kinds."""
-    random = np.random.default_rng(0)
-    images = random.normal(size=(64, 4)).astype("float32")
-    labels = random.integers(2, size=64)
-    with make_strategy(2).scope():
-        model = small_network()
-        model.compile("sgd", "sparse_categorical_crossentropy")
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
-    history = model.fit(data, validation_data=data, epochs=2, verbose=0, callbacks=callbacks)
-    return model, data, history.history["val_loss"][-1]
-
-
-def copies(model):
-    """The moving statistics of every replica."""
-    weights = model.layers[1].non_trainable_variables
-    return [[copy.numpy() for copy in weight.value.values] for weight in weights]
 
 
 @without_gpu
@@ -63,32 +31,6 @@ def test_two_strategies_live_in_one_process():
             model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(width)])
             model.compile("sgd", "mse")
         model.fit(np.ones((8, 2)), np.ones((8, width)), verbose=0)
-
-
-def test_the_statistics_of_replicas_drift_apart_and_are_averaged():
-    model, _, _ = trained_apart()
-    before = copies(model)
-    assert all(np.abs(first - second).max() > 1e-3 for first, second in before)
-    average_moving_statistics(model)
-    for (first, second), old in zip(copies(model), before):
-        np.testing.assert_allclose(first, np.mean(old, axis=0), rtol=1e-6)
-        np.testing.assert_array_equal(first, second)
-
-
-def test_what_was_validated_is_what_is_saved(tmp_path):
-    model, data, validated = trained_apart([StayTogether()])
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert model.evaluate(data, verbose=0) == pytest.approx(validated, rel=1e-5)
-    assert loaded.evaluate(data, verbose=0) == pytest.approx(validated, rel=1e-5)
-
-
-def test_a_model_without_strategy_keeps_its_statistics():
-    model = small_network()
-    before = model.get_weights()
-    average_moving_statistics(model)
-    for old, new in zip(before, model.get_weights()):
-        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize("replicas", [0, -1])

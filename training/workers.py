@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from training.cluster import Cluster
-from training.strategy import DataParallelStrategy, Strategy, make_strategy, strategy_of
+from training.strategy import Strategy, make_strategy, strategy_of
 
 
 @contextlib.contextmanager
@@ -137,10 +137,11 @@ def average_moving_statistics(model: keras.Model) -> None:
     Every worker has to call it.
 
     Args:
-        model: A model built in the scope of a strategy; any other model stays as it is.
+        model: A model built in the scope of a strategy over several workers. Any other stays as it
+            is: networks of this package average the replicas of one process by themselves.
     """
     strategy = strategy_of(model)
-    if isinstance(strategy, DataParallelStrategy) or strategy.num_replicas_in_sync == 1:
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
     weights = [
         weight.value for weight in model.non_trainable_variables if weight.value.dtype.is_floating
