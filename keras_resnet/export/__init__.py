@@ -5,6 +5,14 @@ Keras model on the user's images, and only then moved into place. TensorFlow is 
 export is asked for, not before; `runtime.py` needs neither TensorFlow nor Keras.
 """
 
+from keras_resnet.export.formats import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    ExportsFailed,
+    Format,
+    export_formats,
+)
+from keras_resnet.export.onnx import onnx
 from keras_resnet.export.report import (
     ExportMismatch,
     ExportReport,
@@ -12,16 +20,25 @@ from keras_resnet.export.report import (
     format_table,
     table_rows,
 )
-from keras_resnet.export.runtime import load_tflite
+from keras_resnet.export.runtime import load_tflite, read_labels
 from keras_resnet.export.saved_model import saved_model
+from keras_resnet.export.staging import WriteError
 from keras_resnet.export.tflite import tflite
 
 __all__ = [
+    "DEFAULT_FORMATS",
+    "FORMATS",
     "ExportMismatch",
     "ExportReport",
+    "ExportsFailed",
+    "Format",
     "Tolerance",
+    "WriteError",
+    "export_formats",
     "format_table",
     "load_tflite",
+    "onnx",
+    "read_labels",
     "saved_model",
     "table_rows",
     "tflite",

@@ -45,7 +45,8 @@ def read_examples(
         limit: Reading stops after this many images: datasets may repeat for ever.
 
     Raises:
-        ValueError: If there is no image, a shape does not fit, or labels are missing for some.
+        ValueError: If there is no image, a shape does not fit, a value is no finite number, or
+            labels are missing for some.
     """
     batches, seen, count = [], [], 0
     for images, classes in _pairs(data):
@@ -54,6 +55,7 @@ def read_examples(
             images, classes = images[np.newaxis], None if classes is None else [classes]
         images = images[: None if limit is None else limit - count]
         _check_shape(images, shape, argument)
+        _check_numbers(images, argument)
         batches.append(images)
         seen.append(classes)
         count += len(images)
@@ -67,6 +69,22 @@ def read_examples(
     if labels is None and limit is None and all(classes is not None for classes in seen):
         labels = np.concatenate([np.asarray(classes) for classes in seen])
     return Examples(batches, None if labels is None else _classes(labels, count))
+
+
+def check_raw(examples: Examples, argument: str, taker: str) -> None:
+    """Raises `ValueError` if images are not uint8.
+
+    Args:
+        examples: The images.
+        argument: Name of the argument they came in.
+        taker: What takes raw images, e.g. `"The SavedModel"`.
+    """
+    dtypes = {str(batch.dtype) for batch in examples.batches}
+    if dtypes != {"uint8"}:
+        raise ValueError(
+            f"{taker} takes raw images. Expected uint8 values 0..255 in `{argument}`. "
+            f"Received: {', '.join(sorted(dtypes))}"
+        )
 
 
 def _pairs(data):
@@ -85,6 +103,21 @@ def _check_shape(images, shape, argument):
         raise ValueError(
             f"The images of `{argument}` do not fit the model. "
             f"Expected shape (batch, {expected}). Received: shape {images.shape}"
+        )
+
+
+def _check_numbers(images, argument):
+    if images.dtype.kind not in "uif":
+        raise ValueError(
+            f"The images of `{argument}` are no numbers. Expected uint8 or float32. "
+            f"Received: {images.dtype}"
+        )
+    broken = np.count_nonzero(~np.isfinite(images))
+    if broken:
+        raise ValueError(
+            f"The images of `{argument}` hold values that are no numbers. Expected finite values. "
+            f"Received: NaN or infinity at {broken} of {images.size} places of a batch. Look for a "
+            "division by zero in the pipeline."
         )
 
 

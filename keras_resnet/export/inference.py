@@ -1,6 +1,21 @@
-"""The model that every export starts from: a plain float32 copy that returns probabilities."""
+"""The model that every export starts from: a plain copy that returns probabilities."""
+
+from collections.abc import Callable, Sequence
 
 import keras
+from keras import layers
+
+from keras_resnet.surgery.graph import Graph
+
+_CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
+# Means over many values, logits and probabilities.
+_FLOAT32 = (
+    layers.Average,
+    layers.Dense,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalMaxPooling2D,
+    layers.Softmax,
+)
 
 
 def inference_model(model: keras.Model) -> keras.Model:
@@ -21,18 +36,79 @@ def inference_model(model: keras.Model) -> keras.Model:
         ValueError: If the model cannot be copied or is not an image classifier.
     """
     _check_classifier(model)
-    copy = keras.models.clone_model(model, clone_function=_float32_layer, recursive=True)
-    copy.set_weights(model.get_weights())
+    copy = _copy(model, lambda layer: "float32")
     if getattr(model.layers[-1], "activation", None) is keras.activations.linear:
-        copy = keras.Model(copy.inputs, keras.layers.Softmax(dtype="float32")(copy.outputs[0]))
+        copy = keras.Model(copy.inputs, layers.Softmax(dtype="float32")(copy.outputs[0]))
     return copy
 
 
-def _float32_layer(layer):
-    config = layer.get_config()
-    if isinstance(layer, keras.Layer):  # a bare operation has no dtype
-        config["dtype"] = "float32"
-    return layer.__class__.from_config(config)
+def bfloat16_model(model: keras.Model) -> keras.Model:
+    """Copies an inference model into one whose convolutions compute in bfloat16.
+
+    Their weights are stored in bfloat16 as well. What stands between them computes in bfloat16 on
+    float32 weights, of which there are few; global pooling, dense layers and probabilities stay in
+    float32.
+
+    Args:
+        model: What `inference_model` returns, with its batch normalisation folded or not.
+
+    Returns:
+        A new model of the same input shape.
+    """
+
+    def policy(layer):
+        if isinstance(layer, _CONVOLUTIONS):
+            return "bfloat16"
+        return "float32" if isinstance(layer, _FLOAT32) else "mixed_bfloat16"
+
+    return _copy(model, policy)
+
+
+def classifier_input(model: keras.Model):
+    """The Keras tensor of features that the last dense layer of a model reads.
+
+    Args:
+        model: A Functional classifier.
+
+    Returns:
+        A tensor of shape `(batch, features)`, or `None` where the model does not end in a dense
+        layer, e.g. an ensemble.
+    """
+    graph = Graph(model)
+    node = graph.producer(model.outputs[0])
+    while node and isinstance(node.operation, (layers.Softmax, layers.Activation)):
+        node = graph.producer(node.input_tensors[0])
+    return node.input_tensors[0] if node and isinstance(node.operation, layers.Dense) else None
+
+
+def check_class_names(class_names: Sequence[str] | None, model: keras.Model) -> None:
+    """Raises `ValueError` if there are names, but not one for each class of the model."""
+    classes = model.output_shape[-1]
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(
+            f"The names do not fit the classes. Expected {classes} names in `class_names`. "
+            f"Received: {len(class_names)}"
+        )
+
+
+def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
+    """Copies layers and weights; each layer gets the dtype policy that `policy` names."""
+
+    def copy_of(layer):
+        try:
+            config = layer.get_config()
+            if isinstance(layer, keras.Layer):  # a bare operation has no dtype
+                config["dtype"] = policy(layer)
+            return layer.__class__.from_config(config)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                "A layer cannot be copied. Expected layers that `from_config(get_config())` makes "
+                f"anew. Received: {type(layer).__name__} {layer.name!r}: {error}"
+            ) from error
+
+    copy = keras.models.clone_model(model, clone_function=copy_of, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _check_classifier(model):

@@ -1,10 +1,10 @@
 """Files appear whole or not at all, and the converters' chatter stays off the console."""
 
 import contextlib
+import errno
 import logging
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 import warnings
@@ -12,39 +12,65 @@ from collections.abc import Iterator
 
 SAVED_MODEL_PARTS = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 TFLITE_IDENTIFIER = b"TFL3"  # bytes 4 to 8 of the flatbuffer
+_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+
+
+class WriteError(OSError, ValueError):
+    """An export could not be written; what stood in its place is still there."""
 
 
 @contextlib.contextmanager
 def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary path beside `path` that takes its place if the body succeeds.
 
-    The body may write a file or a folder. If it raises, what it wrote is removed and what stood at
-    `path` stays. A file is replaced atomically; a folder by two renames, undone on failure.
+    The body may write a file or a folder. If it raises, what it wrote is removed, folders that were
+    made for it as well, and what stood at `path` stays. A file is replaced atomically; a folder by
+    two renames, undone on failure.
+
+    Raises:
+        WriteError: If the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workshop = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    new_folders = [folder for folder in path.parents if not folder.exists()]
     try:
-        made = workshop / path.name
-        yield made
-        if path.is_dir():
-            previous = workshop / "previous"
-            path.rename(previous)
-            try:
-                made.rename(path)
-            except BaseException:
-                previous.rename(path)
-                raise
-        else:
-            made.replace(path)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
+        ) as workshop:
+            made = pathlib.Path(workshop, path.name)
+            yield made
+            _take_place(made, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for folder in new_folders:
+                folder.rmdir()
+        # TensorFlow's errors are no OSErrors, and tell a full disk by words alone.
+        if isinstance(error, OSError) or any(words in str(error) for words in _FULL):
+            raise WriteError(
+                "The export cannot be written. Expected a folder with room for it, and permission. "
+                f"Received: {error} (path='{path}'). Free some space or choose another path."
+            ) from error
+        raise
+
+
+def _take_place(made, path):
+    if not path.is_dir():
+        made.replace(path)
+        return
+    previous = made.with_name("previous")
+    path.rename(previous)
+    try:
+        made.rename(path)
+    except BaseException:
+        previous.rename(path)
+        raise
 
 
 def check_replaceable(path: pathlib.Path, kind: str, is_ours: bool):
     """Raises `ValueError` if something other than an earlier export stands at `path`."""
     if path.exists() and not is_ours:
+        article = "an" if kind[0] in "AEIOU" else "a"
         raise ValueError(
-            f"The output exists and is not a {kind}, so it is not replaced. "
+            f"The output exists and is not {article} {kind}, so it is not replaced. "
             f"Expected a new path or an earlier {kind}. Received: path='{path}'"
         )
 

@@ -1,30 +1,34 @@
 """TFLite (LiteRT): phones, microcontrollers, and anything with an 8-bit accelerator."""
 
 import pathlib
-import tempfile
-import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.export.examples import Examples, read_examples
-from keras_resnet.export.inference import inference_model, write_saved_model
+from keras_resnet.export.calibration import ENOUGH_CALIBRATION_IMAGES, read_calibration
+from keras_resnet.export.conversion import CALIBRATED, convert
+from keras_resnet.export.examples import check_raw, read_examples
+from keras_resnet.export.inference import check_class_names, inference_model
+from keras_resnet.export.layer_errors import IMAGES, count_operations, measure_layer_errors
+from keras_resnet.export.metadata import Metadata, add_metadata
 from keras_resnet.export.report import ExportReport, Tolerance, compare
 from keras_resnet.export.runtime import load_tflite
 from keras_resnet.export.staging import check_replaceable, is_tflite, quiet_console, staged
-from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.preprocessing import Preprocessing, model_preprocessing
 from keras_resnet.surgery import fold_batch_norm
 
-CALIBRATION_IMAGES = 500  # more changes nothing: ranges are converged
-ENOUGH_CALIBRATION_IMAGES = 100
-
-# Integer arithmetic moves probabilities, most of all where the model itself is undecided: what
-# counts is that it still decides alike.
+# Integer weights and activations move probabilities, most of all where the model itself is
+# undecided: what counts is that it still decides alike.
+_INTEGER = Tolerance(clear_disagreements=0.05, accuracy_loss=0.02)
 TOLERANCES = {
     None: Tolerance(max_probability_difference=1e-4),
     "float16": Tolerance(max_probability_difference=1e-2),
-    "int8": Tolerance(clear_disagreements=0.05, accuracy_loss=0.02),
+    "dynamic": _INTEGER,
+    "int8": _INTEGER,
+    "int16x8": _INTEGER,
 }
+IO_DTYPES = ("int8", "uint8", "float32")
 
 
 def tflite(
@@ -35,14 +39,19 @@ def tflite(
     representative_data=None,
     examples=None,
     labels=None,
+    class_names: Sequence[str] | None = None,
+    batch_size: int | None = 1,
+    io_dtype: str | None = None,
+    include_preprocessing: bool = False,
+    preprocessing: Preprocessing | None = None,
     tolerance: Tolerance | None = None,
 ) -> ExportReport:
     """Exports a classifier as a TFLite file.
 
-    The file maps one preprocessed image, `(1, height, width, channels)`, to probabilities, `(1,
-    classes)`: the batch is fixed to 1, because the compilers of 8-bit accelerators take nothing
-    else. A model that ends in logits gets a softmax. `load_tflite` runs it, on any number of
-    images, without TensorFlow.
+    The file maps images, `(batch_size, height, width, channels)`, to probabilities, `(batch_size,
+    classes)`. A model that ends in logits gets a softmax. `load_tflite` runs it, on any number of
+    images, without TensorFlow. TFLite Metadata inside say how images are normalised and how the
+    classes are called, for MediaPipe, ML Kit and Android Studio.
 
     Args:
         model: The trained Keras model, Functional, channels last, of fixed input size; also one
@@ -50,85 +59,101 @@ def tflite(
         path: File to write, ending in `.tflite`. An earlier TFLite file there is replaced once the
             new one is proven.
         quantization: `None` (float32), `"float16"` (weights of half the size, float32
-            arithmetic) or `"int8"` (integer kernels only; input and output are int8 as well).
-        representative_data: For `"int8"`: preprocessed images, as `model.fit` gets them, from
-            which the ranges of the activations are taken: an array, or batches `x` or `(x, y)`,
-            e.g. the training `tf.data.Dataset`. At least 100; the first 500 are used.
-        examples: Preprocessed images to compare on, in the same forms. Default: those of
+            arithmetic), `"dynamic"` (weights of 8 bits, activations quantised as they come, no
+            images needed), `"int8"` (integer kernels only, input and output included) or
+            `"int16x8"` (the same with activations of 16 bits: nearer to float32, for processors
+            made for it; LiteRT has no fast kernels of it for CPUs).
+        representative_data: For `"int8"` and `"int16x8"`: images from which the ranges of the
+            activations are taken, preprocessed, as `model.fit` gets them: an array, or batches `x`
+            or `(x, y)`, e.g. the training `tf.data.Dataset`. At least 100; the first 500 are used.
+            In 8 bits outliers are clipped where that makes the error smaller.
+        examples: Images to compare on, in the same forms. Default: those of
             `representative_data`.
         labels: Classes of the examples, `(images,)`. Default: the `y` of `examples`, if any.
+        class_names: One name per class, packed into the file.
+        batch_size: Images at a time; `None`: any number. The compilers of 8-bit accelerators take
+            nothing but 1.
+        io_dtype: For `"int8"`: input and output are `"int8"` (default), `"uint8"` or `"float32"`
+            (with one operation at each end that converts).
+        include_preprocessing: Whether the file normalises by itself. It then takes raw images of
+            the model's input size, uint8 0..255, the bytes of a camera (`"int16x8"`: int16 whose
+            scale is 255/32767); `representative_data` and `examples` must be such, and `io_dtype`
+            is that of the output. The operation is one 1x1 convolution, integer in integer files.
+            MediaPipe needs it: it cannot normalise each channel by its own numbers.
+        preprocessing: How raw images become the model's input. Default: `model.preprocessing`.
         tolerance: What may be lost. Default: probabilities may differ by 1e-4 in float32 and 1e-2
-            in float16; in int8 at most 5 % of the images may get a clearly different class, and at
-            most 0.02 of the accuracy may be lost if labels are known.
+            in float16; otherwise at most 5 % of the images may get a clearly different class, and
+            at most 0.02 of the accuracy may be lost if labels are known.
 
     Returns:
-        An `ExportReport`. Its milliseconds are those of one CPU thread.
+        An `ExportReport`, with the operations of the graph, and the error of each layer if it is
+        quantised. Its milliseconds are those of one CPU thread.
 
     Raises:
-        ValueError: If the model, the images or the path do not fit.
+        ValueError: If the model, the images or the path do not fit, TFLite cannot express a layer,
+            or the disk does not take the file.
         ExportMismatch: If the export disagrees with the model. Nothing is written then.
     """
     path = pathlib.Path(path)
-    _check_request(path, quantization, representative_data, examples, labels)
+    _check_format(path, quantization, io_dtype, batch_size)
+    _check_images(quantization, representative_data, examples, labels)
     keras_model = inference_model(model)
     shape = _fixed_shape(keras_model)
+    check_class_names(class_names, keras_model)
+    preprocessing = _record(model, preprocessing, shape, required=include_preprocessing)
     calibration = None
     if representative_data is not None:
-        calibration = read_examples(
+        calibration = read_calibration(
             representative_data,
             shape=shape,
-            argument="representative_data",
-            limit=CALIBRATION_IMAGES,
+            preprocessing=preprocessing,
+            raw=include_preprocessing,
         )
-        _warn_if_doubtful(calibration, getattr(model, "preprocessing", None))
     if examples is None:
         examples = calibration
     else:
         examples = read_examples(examples, labels, shape=shape, argument="examples")
+        if include_preprocessing:
+            check_raw(examples, "examples", "A file with the preprocessing inside")
+    prepare = preprocessing.normalize if include_preprocessing else np.asarray
 
     with staged(path) as made:
         with quiet_console():
-            made.write_bytes(_convert(fold_batch_norm(keras_model), quantization, calibration))
+            folded = fold_batch_norm(keras_model)
+            converted = convert(
+                folded,
+                quantization=quantization,
+                calibration=calibration,
+                io_dtype=io_dtype or "int8",
+                batch_size=batch_size,
+                preprocessing=preprocessing if include_preprocessing else None,
+            )
+            metadata = Metadata(
+                model.name, shape, preprocessing, include_preprocessing, class_names
+            )
+            made.write_bytes(add_metadata(converted.content, metadata))
             run = load_tflite(made)
+            first = np.concatenate(list(examples.images())[:IMAGES])
+            layer_errors = (
+                measure_layer_errors(converted, folded, first, prepare(first))
+                if quantization is not None
+                else None
+            )
         return compare(
             format="tflite" if quantization is None else f"tflite_{quantization}",
             path=path,
             written=made,
             export=run,
             model=keras_model,
+            prepare=prepare,
             examples=examples,
             tolerance=tolerance or TOLERANCES[quantization],
+            operations=count_operations(converted.content),
+            layer_errors=layer_errors,
         )
 
 
-def _convert(keras_model, quantization, calibration) -> bytes:
-    import tensorflow as tf
-
-    shape = (1, *keras_model.input_shape[1:])
-
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
-    def classify(images):
-        return {"probabilities": keras_model(images, training=False)}
-
-    with tempfile.TemporaryDirectory() as folder:
-        # Never `from_concrete_functions`: it loses the weights of Keras 3 models without a word.
-        write_saved_model(folder, {"serving_default": classify}, keras_model)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if quantization is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantization == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if quantization == "int8":
-            converter.representative_dataset = lambda: (
-                [image.astype("float32")] for image in calibration.images()
-            )
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = tf.int8
-            converter.inference_output_type = tf.int8
-        return converter.convert()
-
-
-def _check_request(path, quantization, representative_data, examples, labels):
+def _check_format(path, quantization, io_dtype, batch_size):
     if quantization not in TOLERANCES:
         raise unknown_name("quantization", quantization, TOLERANCES)
     if path.suffix != ".tflite":
@@ -137,10 +162,25 @@ def _check_request(path, quantization, representative_data, examples, labels):
             f"Received: path='{path}'. Did you mean '{path.with_suffix('.tflite')}'?"
         )
     check_replaceable(path, "TFLite file", is_tflite(path))
-    if quantization == "int8" and representative_data is None:
+    if io_dtype not in (None, *IO_DTYPES):
+        raise unknown_name("io_dtype", io_dtype, IO_DTYPES)
+    if io_dtype is not None and quantization != "int8":
         raise ValueError(
-            "int8 needs images to calibrate on. Expected in `representative_data` at least "
-            f"{ENOUGH_CALIBRATION_IMAGES} preprocessed images, e.g. the training dataset. "
+            "Only int8 files have a choice of input and output. Expected io_dtype=None, or "
+            f"quantization='int8'. Received: io_dtype={io_dtype!r}, quantization={quantization!r}"
+        )
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            "A file takes whole images. Expected batch_size >= 1, or None for any number. "
+            f"Received: batch_size={batch_size!r}"
+        )
+
+
+def _check_images(quantization, representative_data, examples, labels):
+    if quantization in CALIBRATED and representative_data is None:
+        raise ValueError(
+            f"{quantization} needs images to calibrate on. Expected in `representative_data` at "
+            f"least {ENOUGH_CALIBRATION_IMAGES} preprocessed images, e.g. the training dataset. "
             "Received: representative_data=None"
         )
     if labels is not None and examples is None:
@@ -166,26 +206,17 @@ def _fixed_shape(model):
     return shape
 
 
-def _warn_if_doubtful(calibration: Examples, preprocessing: Preprocessing | None):
-    if len(calibration) < ENOUGH_CALIBRATION_IMAGES:
-        warnings.warn(
-            f"{len(calibration)} calibration images are few; accuracy may suffer. Expected at "
-            f"least {ENOUGH_CALIBRATION_IMAGES} in `representative_data`.",
-            stacklevel=3,
-        )
-    low, high = -16.0, 16.0  # beyond what any normalisation by mean and deviation gives
-    if isinstance(preprocessing, Preprocessing):
-        limits = np.full((2, 1, 1, len(preprocessing.mean)), 0.0, "float32")
-        limits[1] = 255.0
-        limits = preprocessing.normalize(limits)
-        slack = 0.1 * (limits.max() - limits.min())  # augmentation may overshoot a little
-        low, high = limits.min() - slack, limits.max() + slack
-    smallest = min(batch.min() for batch in calibration.batches)
-    largest = max(batch.max() for batch in calibration.batches)
-    if smallest < low or largest > high:
-        warnings.warn(
-            "The calibration images do not look preprocessed. Expected values between "
-            f"{low:.1f} and {high:.1f}, as the model gets them in training. "
-            f"Received: values from {smallest:.1f} to {largest:.1f} in `representative_data`.",
-            stacklevel=3,
-        )
+def _record(model, preprocessing, shape, required):
+    """The preprocessing to go by, or `None` if there is none and none is needed."""
+    if required or preprocessing is not None:
+        preprocessing = preprocessing or model_preprocessing(model)
+        if len(preprocessing.mean) != shape[-1]:
+            raise ValueError(
+                f"The preprocessing does not fit the model. Expected {shape[-1]} channels. "
+                f"Received: {len(preprocessing.mean)} channels. Pass "
+                "`preprocessing=dataclasses.replace(model.preprocessing, mean=..., std=...)`."
+            )
+        return preprocessing
+    carried = getattr(model, "preprocessing", None)
+    fits = isinstance(carried, Preprocessing) and len(carried.mean) == shape[-1]
+    return carried if fits else None

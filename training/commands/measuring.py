@@ -57,3 +57,15 @@ def benchmark_train(
     from benchmarks import train_step
 
     train_step.compare(network, batch_size=batch_size, steps=steps, rounds=rounds)
+
+
+@benchmark.command("inference")
+def benchmark_inference(
+    network: Annotated[str, typer.Argument(metavar="[NETWORK]")] = "resnet50",
+    steps: Annotated[int, typer.Option(min=1, help="Calls per turn.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 9,
+):
+    """Compare the exports of a network with each other and with their peers."""
+    from benchmarks import inference
+
+    inference.compare(network, steps=steps, rounds=rounds)

@@ -1,0 +1,126 @@
+"""What a SavedModel answers to: raw images or encoded files in; probabilities or features out."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+
+from keras_resnet import resampling
+from keras_resnet.export.inference import classifier_input
+from keras_resnet.preprocessing import Preprocessing
+
+IMAGES, ENCODED, FEATURES = "serving_default", "encoded", "features"
+_DECODED_CHANNELS = (1, 3)  # what TensorFlow decodes JPEG and PNG alike to
+
+
+def signatures(
+    model: keras.Model, preprocessing: Preprocessing, class_names: Sequence[str] | None = None
+) -> dict[str, Callable]:
+    """Functions over one model, with the preprocessing inside.
+
+    Args:
+        model: Functional classifier that returns probabilities.
+        preprocessing: How raw images become its input; a model without a fixed input size only
+            normalises.
+        class_names: One name per class, for the output `labels`; `None` for none.
+
+    Returns:
+        `tf.function`s by the name of their signature: `"serving_default"`; `"encoded"` where
+        images of so many channels can be decoded; `"features"` where the model ends in a dense
+        layer.
+    """
+    import tensorflow as tf
+
+    channels = model.input_shape[-1]
+    has_fixed_size = None not in model.input_shape[1:3]
+    images_spec = tf.TensorSpec((None, None, None, channels), tf.uint8, "images")
+
+    def fitted(images):
+        images = tf.cast(images, tf.float32)
+        return resize(images, preprocessing) if has_fixed_size else images
+
+    def classify(pixels):
+        probabilities = model(preprocessing.normalize(pixels), training=False)
+        answers = {"probabilities": probabilities}
+        if class_names is not None:
+            names = tf.constant(list(class_names))
+            answers["labels"] = tf.gather(names, tf.argmax(probabilities, axis=1))
+        return answers
+
+    @tf.function(input_signature=[images_spec])
+    def of_images(images):
+        return classify(fitted(images))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "encoded")])
+    def of_encoded(encoded):
+        def load(contents):
+            return fitted(decode(contents, channels)[tf.newaxis])[0]
+
+        size = preprocessing.size if has_fixed_size else (None, None)
+        pixels = tf.TensorSpec((*size, channels), tf.float32)
+        return classify(tf.map_fn(load, encoded, fn_output_signature=pixels))
+
+    named = {IMAGES: of_images}
+    if channels in _DECODED_CHANNELS:
+        named[ENCODED] = of_encoded
+    features = classifier_input(model)
+    if features is not None:
+        extractor = keras.Model(model.inputs, features)
+
+        @tf.function(input_signature=[images_spec])
+        def of_features(images):
+            pixels = preprocessing.normalize(fitted(images))
+            return {"features": extractor(pixels, training=False)}
+
+        named[FEATURES] = of_features
+    return named
+
+
+def decode(contents, channels: int):
+    """A JPEG or PNG file as pixels, exactly as Pillow decodes it.
+
+    Args:
+        contents: The bytes of the file, a string tensor or `bytes`.
+        channels: 1 for greyscale, 3 for RGB, whatever the file has.
+
+    Returns:
+        uint8 of shape `(height, width, channels)`.
+    """
+    import tensorflow as tf
+
+    # TensorFlow's default for JPEG is a faster, coarser transform. PNG goes through as well.
+    return tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE")
+
+
+def resize(images, preprocessing: Preprocessing):
+    """`Preprocessing.resize` for a size that is known only when the images arrive.
+
+    Args:
+        images: float32 tensor of shape `(batch, height, width, channels)`, values 0..255.
+        preprocessing: To what size, and how.
+
+    Returns:
+        float32 of shape `(batch, *preprocessing.size, channels)`.
+    """
+    import tensorflow as tf
+
+    size = tf.constant(preprocessing.size)
+    given = tf.shape(images)[1:3]
+
+    def resized():
+        target = size
+        if preprocessing.resize_size is not None:
+            target = preprocessing.resize_size * given // tf.reduce_min(given)
+            target = tf.maximum(target, size)
+        if preprocessing.antialias:
+            sides = tuple(tf.unstack(target))
+            scaled = resampling.resize(images, sides, preprocessing.interpolation)
+        else:
+            scaled = tf.image.resize(images, target, preprocessing.interpolation)
+            scaled = tf.clip_by_value(scaled, 0.0, 255.0)
+        margin = tf.cast(target - size, tf.float64) / 2
+        top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half to the even side
+        return scaled[:, top : top + size[0], left : left + size[1], :]
+
+    fits = tf.reduce_all(given == size)
+    images = tf.cond(fits, lambda: images, resized)
+    return tf.ensure_shape(images, (None, *preprocessing.size, None))

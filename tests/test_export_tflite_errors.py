@@ -1,0 +1,227 @@
+"""TFLite exports that cannot be: they say why, lose nothing and leave nothing behind."""
+
+import os
+
+import exported
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from exported import IMAGES, LABELS, RAW, contents, run_python
+
+import keras_resnet
+from keras_resnet import export
+
+
+@pytest.fixture(scope="module")
+def model():
+    return exported.trained_model()
+
+
+# Images
+
+
+def test_images_are_needed(model, tmp_path):
+    with pytest.raises(ValueError, match="calibrate") as error:
+        export.tflite(model, tmp_path / "m.tflite", quantization="int8", examples=IMAGES)
+    assert str(error.value) == (
+        "int8 needs images to calibrate on. Expected in `representative_data` at least 100 "
+        "preprocessed images, e.g. the training dataset. Received: representative_data=None"
+    )
+    with pytest.raises(ValueError, match="compare") as error:
+        export.tflite(model, tmp_path / "m.tflite")
+    assert str(error.value) == (
+        "There are no images to compare the export with the model on. Expected preprocessed "
+        "images in `examples`. Received: examples=None, representative_data=None"
+    )
+    with pytest.raises(ValueError, match="no image") as error:
+        export.tflite(model, tmp_path / "m.tflite", examples=IMAGES[:0])
+    assert str(error.value) == (
+        "There is no image in `examples`. Expected an array of images, or batches of them. "
+        "Received: ndarray without images"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"quantization": "int-8"},
+            "Unknown quantization. Expected one of None, float16, dynamic, int8, int16x8. "
+            "Received: 'int-8'. Did you mean 'int8'?",
+        ),
+        (
+            {"quantization": "int8", "io_dtype": "int16", "representative_data": IMAGES},
+            "Unknown io_dtype. Expected one of int8, uint8, float32. Received: 'int16'. "
+            "Did you mean 'int8'?",
+        ),
+        (
+            {"quantization": "float16", "io_dtype": "uint8", "examples": IMAGES},
+            "Only int8 files have a choice of input and output. Expected io_dtype=None, or "
+            "quantization='int8'. Received: io_dtype='uint8', quantization='float16'",
+        ),
+        (
+            {"batch_size": 0, "examples": IMAGES},
+            "A file takes whole images. Expected batch_size >= 1, or None for any number. "
+            "Received: batch_size=0",
+        ),
+        (
+            {"quantization": "int8", "representative_data": np.zeros((3, 8, 8, 3))},
+            "The images of `representative_data` do not fit the model. Expected shape "
+            "(batch, 16, 16, 3). Received: shape (3, 8, 8, 3)",
+        ),
+        (
+            {"examples": IMAGES, "labels": LABELS[:7]},
+            "The labels do not fit the examples. Expected one class per image, shape (160,). "
+            "Received: shape (7,)",
+        ),
+        (
+            {"representative_data": IMAGES, "labels": LABELS},
+            "There are labels without images. Expected the images they belong to in `examples`. "
+            "Received: examples=None",
+        ),
+    ],
+)
+def test_bad_requests(model, tmp_path, options, message):
+    with pytest.raises(ValueError, match="Received") as error:
+        export.tflite(model, tmp_path / "m.tflite", **options)
+    assert str(error.value) == message
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_suffix(model):
+    with pytest.raises(ValueError, match="ending") as error:
+        export.tflite(model, "model.lite", examples=IMAGES)
+    assert str(error.value) == (
+        "The path has the wrong ending. Expected a file ending in '.tflite'. "
+        "Received: path='model.lite'. Did you mean 'model.tflite'?"
+    )
+
+
+def test_few_images_are_said(model, tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.warns(UserWarning, match="^12 calibration images are few") as warned:
+        export.tflite(model, path, quantization="int8", representative_data=IMAGES[:12])
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            RAW,
+            "The calibration images do not look preprocessed. Expected values between -7.8 and "
+            "7.2, as the model gets them in training. Received: values from 0.0 to 255.0 in "
+            "`representative_data`. Apply `model.preprocessing` to them.",
+        ),
+        (
+            np.where(np.arange(3) == 1, np.nan, IMAGES),
+            "The images of `representative_data` hold values that are no numbers. Expected finite "
+            "values. Received: NaN or infinity at 8192 of 24576 places of a batch. Look for a "
+            "division by zero in the pipeline.",
+        ),
+        (
+            np.full_like(IMAGES, 0.5),
+            "The calibration images are blank, so they say nothing about the ranges of "
+            "activations. Expected real images in `representative_data`. Received: 160 images, "
+            "each of a single value",
+        ),
+        (
+            IMAGES[:0],
+            "There is no image in `representative_data`. Expected an array of images, or batches "
+            "of them. Received: ndarray without images",
+        ),
+        (
+            np.array([["cat.jpg"]]),
+            "The images of `representative_data` do not fit the model. Expected shape "
+            "(batch, 16, 16, 3). Received: shape (1, 1)",
+        ),
+        (
+            IMAGES.astype("complex64"),
+            "The images of `representative_data` are no numbers. Expected uint8 or float32. "
+            "Received: complex64",
+        ),
+    ],
+    ids=["raw", "nan", "blank", "none", "names", "complex"],
+)
+def test_images_that_cannot_calibrate(model, tmp_path, images, message):
+    with pytest.raises(ValueError, match="Received") as error:
+        export.tflite(model, tmp_path / "m.tflite", quantization="int8", representative_data=images)
+    assert str(error.value) == message
+    assert os.listdir(tmp_path) == []
+
+
+def test_raw_images_of_an_unknown_preprocessing_are_doubted(model, tmp_path):
+    plain = keras.Model(model.inputs, model.outputs)
+    with pytest.warns(UserWarning, match="do not look preprocessed") as warned:
+        export.tflite(plain, tmp_path / "m.tflite", representative_data=RAW)
+    assert warned[0].filename == __file__
+
+
+def test_a_preprocessing_inside_must_be_known_and_fit(model, tmp_path):
+    request = {"examples": RAW, "include_preprocessing": True}
+    plain = keras.Model(model.inputs, model.outputs, name="plain")
+    with pytest.raises(ValueError, match="'plain' does not say how its images are preprocessed"):
+        export.tflite(plain, tmp_path / "m.tflite", **request)
+    grey = keras_resnet.Preprocessing(mean=(0.5,), std=(0.25,))
+    with pytest.raises(ValueError, match="Received: 1 channels"):
+        export.tflite(model, tmp_path / "m.tflite", preprocessing=grey, **request)
+
+
+# Layers
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Zeta(keras.layers.Layer):
+    """What no phone computes."""
+
+    def call(self, inputs):
+        return tf.math.zeta(inputs + 2.0, inputs + 2.0)
+
+
+def test_a_layer_that_tflite_does_not_know_is_named(model, tmp_path):
+    odd = keras.layers.Softmax()(Zeta(name="odd_one")(model.outputs[0]))
+    with pytest.raises(ValueError, match="TFLite cannot express") as error:
+        export.tflite(keras.Model(model.inputs, odd), tmp_path / "m.tflite", examples=IMAGES[:8])
+    assert str(error.value) == (
+        "TFLite cannot express the model with quantization=None. Expected layers of which TFLite "
+        "knows the operations. Received: layers odd_one. Replace them, or try another quantization."
+    )
+    assert os.listdir(tmp_path) == []
+
+
+# Disks
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_earlier_file(model, tmp_path):
+    """A limit on the size of files stands for the disk; it cannot be lifted within a process."""
+    export.tflite(model, tmp_path / "m.tflite", examples=IMAGES[:8])
+    good = contents(tmp_path)
+    code = """
+import resource, sys
+sys.path.insert(0, sys.argv[2])
+import exported
+from keras_resnet import export
+model = exported.make_model()
+for limit in (20_000, 290_000):  # too little for TensorFlow's files; for the TFLite file alone
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        export.tflite(model, sys.argv[1] + "/m.tflite", examples=exported.IMAGES[:8])
+    except export.WriteError as error:
+        print(error)
+"""
+    lines = run_python(code, tmp_path, os.path.dirname(__file__)).splitlines()
+    assert contents(tmp_path) == good
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("The export cannot be written. Expected a folder with room for it")
+        assert "File too large" in line
+
+
+def test_a_folder_that_cannot_be_is_said(model, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(export.WriteError, match="The export cannot be written") as error:
+        export.tflite(model, tmp_path / "file" / "m.tflite", examples=IMAGES[:8])
+    assert "Not a directory" in str(error.value) or "File exists" in str(error.value)
+    assert contents(tmp_path) == {(tmp_path / "file").relative_to(tmp_path): b"precious"}
