@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow notebooks parity clean
 .DEFAULT_GOAL := test
 
 .venv/installed: setup.cfg constraints.txt
@@ -21,10 +21,19 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow' keras_resnet tests
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not parity' keras_resnet tests
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -m 'slow and not parity' tests
+
+# The notebooks, from the first cell to the last.
+notebooks: .venv/installed
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+# Imported weights and preprocessing against the libraries they come from, which it installs.
+parity: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,parity]'
+	$(BIN)/python -m pytest -m parity tests
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -75,8 +75,9 @@ from keras_resnet.preprocessing import (
     decode_predictions,
     preprocess_input,
 )
+from keras_resnet.surgery import freeze, unfreeze
 from keras_resnet.variants import VARIANTS, Variant, list_variants
-from keras_resnet.weights import WeightSet, list_weights
+from keras_resnet.weights import WeightSet, list_weights, load_weights, save_torch, verify
 
 __version__ = "0.1.0"
 
@@ -155,9 +156,14 @@ __all__ = [
     "decode_predictions",
     "ensemble",
     "export",
+    "freeze",
     "list_variants",
     "list_weights",
+    "load_weights",
     "preprocess_input",
+    "save_torch",
     "surgery",
+    "unfreeze",
+    "verify",
     "weights",
 ]

@@ -16,7 +16,9 @@ network's own values as defaults.
 Args:
     include_top: Whether to end in average pooling and a classifier.
     weights: `None` for random initialisation; the tag of a published set, see
-        `keras_resnet.list_weights()`; or the path of a weights file.
+        `keras_resnet.list_weights("{variant}")`; `"imagenet"` for the best of them;
+        `"hf://OWNER/NAME"`, a repository of the Hugging Face hub; or the path of a weights file.
+        Other classes than theirs begin a new classifier, other channels adapt the stem.
     input_tensor: Keras tensor to build upon, instead of a new input.
     input_shape: `(height, width, channels)`, or channels first by Keras's setting. Sizes may be
         `None` or odd, channels any number. Default: `{input_shape}`, or `(None, None, 3)`
@@ -39,6 +41,8 @@ Args:
     gate_bias: Initial bias of gated shortcuts; the lower, the more is carried.
     stride_in_1x1: Whether a bottleneck down-samples in its first 1x1 convolution (the paper)
         instead of its 3x3 ("v1.5", torchvision). Without effect on basic blocks.
+    stride_in_last_block: Whether stages end in their down-sampling, as those of keras.applications'
+        pre-activation networks, instead of beginning with it.
     output_stride: Input size over size of the last feature map: {output_strides};
         strides beyond it become dilation.
     survival_probability: Of the last block in training, in (0, 1] (stochastic depth, Huang et
@@ -113,6 +117,7 @@ def _constructor(name: str, variant_name: str):
         input_shape=(*variant.preprocessing.size, len(variant.preprocessing.mean)),
         output_strides=", ".join(map(str, output_strides(variant))),
         constructor=name,
+        variant=variant_name,
     )
     return constructor
 

@@ -18,6 +18,7 @@ OPTIONS = (
     "dropout_rate",
     "gate_bias",
     "stride_in_1x1",
+    "stride_in_last_block",
     "output_stride",
     "survival_probability",
     "survival_schedule",

@@ -51,7 +51,9 @@ def residual_block(x, variant, geometry, name):
     filters = geometry.filters * RESIDUALS[variant.block][-1][1]
     # A stride that became dilation still counts: the weights are those of the strided network.
     strided = geometry.strides > 1 or geometry.dilation != geometry.dilation_before
-    changes = strided or x.shape[channel_axis()] != filters
+    widens = x.shape[channel_axis()] != filters
+    subsamples = variant.stride_in_last_block and strided and not widens
+    changes = (strided and not subsamples) or widens
 
     activated = activate(x, order.first, names)
     residual = _residual(activated, variant, geometry, names)
@@ -59,6 +61,8 @@ def residual_block(x, variant, geometry, name):
     # activation: He et al. 2016, appendix.
     if shortcut.pre_activated and (changes or geometry.is_first):
         x = activated
+    if subsamples:
+        x = layers.MaxPooling2D(1, strides=geometry.strides, name=f"{name}_shortcut_pool")(x)
     if changes or shortcut.always:
         x = shortcut.reshape(x, variant, geometry.strides, filters, f"{name}_shortcut")
 

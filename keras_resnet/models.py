@@ -1,8 +1,8 @@
 """Stem -> stages -> head: one builder for every row of the table, and the model it makes."""
 
 import dataclasses
+import itertools
 import math
-import os
 import sys
 
 import keras
@@ -14,7 +14,7 @@ from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.stems import STEMS, TRANSITIONS
 from keras_resnet.variants import Variant
-from keras_resnet.weights import get_weight_set, load_weights
+from keras_resnet.weights import WeightSet, fetch, find_weights, load_weights, spread_channels
 
 
 def _base_model():
@@ -71,8 +71,13 @@ class ResNet(_base_model()):
         first_level = int(math.log2(STEMS[self.variant.stem].strides))
         return {
             f"P{first_level + stage}": self.get_layer(f"stage{stage + 1}_block{count}_out").output
-            for stage, count in enumerate(self.variant.blocks)
+            for stage, count in enumerate(self._last_blocks())
         }
+
+    def _last_blocks(self):
+        """The last block of each stage that has the stage's size."""
+        *counts, last = self.variant.blocks
+        return [*(count - self.variant.stride_in_last_block for count in counts), last]
 
     def get_config(self):
         config = super().get_config()
@@ -100,15 +105,19 @@ def build(
         variant: A name of `list_variants()`, or a `Variant`.
         include_top: Whether to end in average pooling and a classifier.
         weights: `None` for random initialisation; the tag of a published set, see
-            `keras_resnet.list_weights(variant)`; or the path of a file that `model.load_weights`
-            reads.
+            `keras_resnet.list_weights(variant)`; `"imagenet"` for the best of them; the address
+            `"hf://OWNER/NAME"` of a repository of the Hugging Face hub; or the path of a file.
+            Other `classes` than the set's keep the backbone and begin a new classifier; other
+            channels get a stem that sees grey images as before (`weights.spread_channels`). The
+            set's preprocessing becomes the model's.
         input_tensor: Keras tensor to build upon, instead of a new input.
         input_shape: `(height, width, channels)`, or channels first by Keras's setting; sizes may
-            be `None` or odd, and channels any number. Default: the size the network was designed
-            for, or `(None, None, 3)` without the top.
+            be `None` or odd, and channels any number. Default: the size the network or its weights
+            were made for, or `(None, None, 3)` without the top.
         pooling: What follows the last stage without the top: `None` (the feature map), `"avg"` or
             `"max"`.
-        classes: Number of classes; default 1000 for ImageNet networks, 10 for CIFAR ones.
+        classes: Number of classes; default that of the weights, or 1000 for ImageNet networks and
+            10 for CIFAR ones.
         classifier_activation: Activation of the classifier; `None` gives logits. Always float32
             (or wider), whatever the dtype policy.
         name: Name of the model.
@@ -130,9 +139,11 @@ def build(
     """
     variant = resolve(variant, options)
     _check_arguments(include_top, pooling, classes)
-    weight_set = _weight_set(variant, weights, include_top, classes)
+    weight_set = find_weights(variant, weights)
+    variant = _as_weights_want(variant, weight_set, options)
     stages = _stage_geometries(variant)
-    inputs, x = _input(variant, include_top, input_tensor, input_shape)
+    record = weight_set.preprocessing if weight_set else variant.preprocessing
+    inputs, x = _input(variant, record, include_top, input_tensor, input_shape)
 
     x = STEMS[variant.stem].draw(x, variant, variant.stem_filters or variant.filters[0])
     for stage, geometries in enumerate(stages, start=1):
@@ -142,29 +153,48 @@ def build(
             geometries = [dataclasses.replace(geometry, strides=1) for geometry in geometries]
         for block, geometry in enumerate(geometries, start=1):
             x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
-    x = _head(x, variant, include_top, pooling, classes or variant.classes, classifier_activation)
+    of_weights = weight_set.classes if weight_set else None
+    classes = classes or of_weights or variant.classes
+    x = _head(x, variant, include_top, pooling, classes, classifier_activation)
 
-    record = weight_set.preprocessing if weight_set else variant.preprocessing
-    preprocessing = _preprocessing(record, inputs)
+    size, channels = _size_and_channels(inputs)
+    preprocessing = record.adapted(size=size, channels=channels)
     model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
     if weight_set:
-        load_weights(model, weight_set.path, head=include_top, sha256=weight_set.sha256)
-    elif weights is not None:
-        model.load_weights(weights)
+        head = include_top and of_weights in (None, classes)
+        _load(model, weight_set, head=head, include_top=include_top, classes=classes)
     return model
 
 
-def _weight_set(variant, weights, include_top, classes):
-    """The published set that `weights` names; `None` for no weights and for a path."""
-    if weights is None or os.path.exists(weights):
-        return None
-    weight_set = get_weight_set(variant.name, weights)
-    if include_top and classes not in (None, weight_set.classes):
-        raise ValueError(
-            f"The classifier of weights={weights!r} is for other classes. Expected "
-            f"classes={weight_set.classes}, or include_top=False. Received: classes={classes}"
-        )
-    return weight_set
+def _as_weights_want(variant, weight_set, options):
+    """The variant with the options that its weights were trained with."""
+    wanted = weight_set.options if weight_set else {}
+    for option, value in wanted.items():
+        if options.get(option, value) != value:
+            raise ValueError(
+                f"The weights {weight_set.tag!r} are for another {variant.name}. Expected "
+                f"{option}={value!r}, or no {option} at all. Received: {option}={options[option]!r}"
+            )
+    return dataclasses.replace(variant, **wanted)
+
+
+def _load(model, weight_set: WeightSet, *, head, include_top, classes):
+    """Puts the weights of a set into a model, whatever its number of channels."""
+    path = fetch(weight_set)
+    channels, known = len(model.preprocessing.mean), len(weight_set.preprocessing.mean)
+    if path.name.endswith(".keras"):
+        model.load_weights(path)
+    elif channels == known:
+        load_weights(model, path, head=head)
+    else:
+        shape = _with_channels((None, None), known)
+        coloured = build(model.variant, include_top, input_shape=shape, classes=classes)
+        load_weights(coloured, path, head=head)
+        variables = {variable.path: variable for variable in model.variables}
+        for variable in coloured.weights:
+            value, target = keras.ops.convert_to_numpy(variable), variables[variable.path]
+            fits = tuple(target.shape) == value.shape
+            target.assign(value if fits else spread_channels(value, channels))
 
 
 def _check_arguments(include_top, pooling, classes):
@@ -179,7 +209,8 @@ def output_strides(variant) -> list[int]:
     full_stride = STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
     # Dilation replaces strides, not averages over neighbours.
     averages = variant.transition == "pool" or variant.shortcut.startswith("average_pool")
-    removable = 0 if averages else min(2, len(variant.blocks) - 1)
+    fixed = averages or variant.stride_in_last_block
+    removable = 0 if fixed else min(2, len(variant.blocks) - 1)
     return [full_stride // 2**removed for removed in range(removable + 1)]
 
 
@@ -213,10 +244,14 @@ def _stage_geometries(variant) -> list[list[Geometry]]:
                     ),
                 )
             )
+    if variant.stride_in_last_block:
+        for stage, following in itertools.pairwise(stages):
+            stage[-1] = dataclasses.replace(stage[-1], strides=following[0].strides)
+            following[0] = dataclasses.replace(following[0], strides=1)
     return stages
 
 
-def _input(variant, include_top, input_tensor, input_shape):
+def _input(variant, record, include_top, input_tensor, input_shape):
     """The model's inputs, and the tensor that the stem is drawn upon."""
     if input_tensor is not None and keras.utils.is_keras_tensor(input_tensor):
         _check_input_shape(variant, input_tensor.shape[1:])
@@ -224,28 +259,20 @@ def _input(variant, include_top, input_tensor, input_shape):
         # A list of one would make Keras warn at every call with a bare array.
         return (sources[0] if len(sources) == 1 else sources), input_tensor
     if input_shape is None:
-        size = variant.preprocessing.size if include_top else (None, None)
-        input_shape = _with_channels(size, len(variant.preprocessing.mean))
+        size = record.size if include_top else (None, None)
+        input_shape = _with_channels(size, len(record.mean))
     _check_input_shape(variant, input_shape)
     inputs = layers.Input(shape=input_shape, tensor=input_tensor, name="image")
     return inputs, inputs
 
 
-def _preprocessing(record, inputs) -> Preprocessing:
-    """A preprocessing, brought to the model's own input size and channels."""
+def _size_and_channels(inputs):
+    """Height and width (`None` unless both are known), and channels."""
     shape = keras.tree.flatten(inputs)[0].shape[1:]
     if keras.config.image_data_format() == "channels_first":
         shape = (*shape[1:], shape[0])
     *size, channels = shape
-    changes = {}
-    if None not in size and tuple(size) != record.size:
-        ratio = min(size) / min(record.size)
-        changes["size"] = tuple(size)
-        changes["resize_size"] = record.resize_size and round(record.resize_size * ratio)
-    if channels != len(record.mean):  # not RGB: the average colour for each
-        changes["mean"] = (sum(record.mean) / len(record.mean),) * channels
-        changes["std"] = (sum(record.std) / len(record.std),) * channels
-    return dataclasses.replace(record, **changes)
+    return None if None in size else tuple(size), channels
 
 
 def _with_channels(size, channels):

@@ -12,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_resnet import resampling
 from keras_resnet.errors import unknown_name
+from keras_resnet.imagenet_classes import imagenet_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +33,8 @@ class Preprocessing:
         resize_size: Length in pixels the shorter side is brought to before the centre crop to
             `size`. `None`: the image is resized to `size` directly if it differs, no crop.
         interpolation: `"bilinear"` or `"bicubic"`.
-        antialias: Whether a shrinking resize averages over all pixels it covers.
+        antialias: Whether a shrinking resize averages over all pixels it covers, as Pillow and so
+            the published networks do.
         scale: Factor on the raw values, which range over 0..255.
         mean: One value per channel, in scaled units.
         std: One value per channel, in scaled units, positive.
@@ -86,6 +89,10 @@ class Preprocessing:
     def resize(self, images):
         """Brings images to `size`: shorter side to `resize_size`, then the centre.
 
+        The very pixels of torchvision's and timm's evaluation on Pillow images, but for two cases:
+        images that have the right size already stay as they are, and those that would be smaller
+        than the crop are enlarged instead of framed in black. Without `antialias` Keras resizes.
+
         Args:
             images: Tensor or array of shape `([batch,] height, width, channels)` with static
                 height and width, values 0..255.
@@ -93,18 +100,17 @@ class Preprocessing:
         Returns:
             float32 of shape `([batch,] *size, channels)`; unchanged values if the size fits.
         """
-        images = _as_float32(images)
-        height, width = images.shape[-3:-1]
-        if (height, width) == self.size:
-            return images
+        given = tuple(images.shape[-3:-1])
+        if given == self.size:
+            return _as_float32(images)
         if self.resize_size is None:
             return self._resize_to(images, self.size)
-        ratio = self.resize_size / min(height, width)
-        height, width = (
-            max(round(side * ratio), crop) for side, crop in zip((height, width), self.size)
-        )
-        images = self._resize_to(images, (height, width))
-        top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+        # The longer side is rounded down, and half a pixel of the margin to the even side.
+        sides = [
+            max(self.resize_size * side // min(given), crop) for side, crop in zip(given, self.size)
+        ]
+        top, left = (round((side - crop) / 2) for side, crop in zip(sides, self.size))
+        images = self._resize_to(images, sides)
         return images[..., top : top + self.size[0], left : left + self.size[1], :]
 
     def __call__(self, images):
@@ -112,15 +118,46 @@ class Preprocessing:
         return self.normalize(self.resize(images))
 
     def _resize_to(self, images, size):
+        if self.antialias:
+            return resampling.resize(images, size, self.interpolation)
         resized = keras.ops.image.resize(
-            images,
+            _as_float32(images),
             size,
             interpolation=self.interpolation,
-            antialias=self.antialias,
+            antialias=False,
             data_format="channels_last",
         )
         # Bicubic overshoots beyond the values an image can have.
         return keras.ops.clip(resized, 0.0, 255.0)
+
+    def adapted(
+        self, *, size: tuple[int, int] | None = None, channels: int | None = None
+    ) -> "Preprocessing":
+        """The record for another size or number of channels.
+
+        Args:
+            size: Height and width in pixels; the part of the image that is seen stays the same.
+            channels: Number of channels. Three and more repeat the statistics of the colours,
+                fewer have the mean of them.
+
+        >>> CIFAR10.adapted(channels=1).mean
+        (0.473367,)
+        """
+        changes = {}
+        if size is not None and tuple(size) != self.size:
+            ratio = min(size) / min(self.size)
+            changes["size"] = tuple(size)
+            changes["resize_size"] = self.resize_size and round(self.resize_size * ratio)
+        known = len(self.mean)
+        if channels is not None and channels != known:
+            for field in ("mean", "std"):
+                values = getattr(self, field)
+                changes[field] = (
+                    tuple(values[channel % known] for channel in range(channels))
+                    if channels > known
+                    else (round(sum(values) / known, 6),) * channels
+                )
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types; `Preprocessing(**record.to_dict())` is the way back."""
@@ -167,13 +204,13 @@ def model_preprocessing(model) -> Preprocessing:
 
 
 def decode_predictions(
-    predictions, class_names: Sequence[str], top: int = 5
+    predictions, class_names: Sequence[str] | None = None, top: int = 5
 ) -> list[list[tuple[str, float]]]:
     """Names the most probable classes.
 
     Args:
         predictions: Array of shape `(batch, classes)`.
-        class_names: One name per class.
+        class_names: One name per class. Default: those of ImageNet, for 1,000 classes.
         top: How many to name, at most the number of classes.
 
     Returns:
@@ -183,10 +220,13 @@ def decode_predictions(
         ValueError: If the number of names differs from the number of classes.
     """
     predictions = np.asarray(predictions)
+    if class_names is None:
+        class_names = [name for _, name in imagenet_classes()]
     if predictions.ndim != 2 or predictions.shape[1] != len(class_names):
         raise ValueError(
             f"The predictions do not fit the names. Expected shape (batch, {len(class_names)}). "
-            f"Received: shape {predictions.shape}"
+            f"Received: shape {predictions.shape}. Pass the names of the network's own classes as "
+            "`class_names`."
         )
     order = np.argsort(-predictions, axis=1, kind="stable")[:, :top]
     return [

@@ -50,6 +50,9 @@ class Variant:
         gate_bias: Initial bias of the gates of gated shortcuts; the lower, the more is carried.
         stride_in_1x1: Whether a down-sampling bottleneck has its stride in the first 1x1
             convolution (the paper) or in the 3x3 ("v1.5", torchvision).
+        stride_in_last_block: Whether a stage ends in its down-sampling instead of beginning with
+            it, as the pre-activation networks of keras.applications do; their shortcut there keeps
+            every second pixel.
         output_stride: Input size divided by the size of the last feature map; smaller values
             replace the strides of the last stages by dilation. `None`: no dilation.
         survival_probability: Probability in (0, 1] with which the last block is kept in training
@@ -81,6 +84,7 @@ class Variant:
     dropout_rate: float = 0.0
     gate_bias: float = -6.0
     stride_in_1x1: bool = False
+    stride_in_last_block: bool = False
     output_stride: int | None = None
     survival_probability: float = 1.0
     survival_schedule: str = "linear"

@@ -1,5 +1,6 @@
 """What the tests share: quiet TensorFlow, seeds, and the real CIFAR-10 where it is present."""
 
+import importlib
 import os
 import pathlib
 
@@ -24,6 +25,34 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cifar10"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for the tests marked `parity`."""
+    return pytest.importorskip("torch", reason="needs torch: make parity")
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch):
+    """Torchvision, also where its wheel does not fit PyTorch's."""
+    try:
+        return pytest.importorskip("torchvision", reason="needs torchvision: make parity")
+    except RuntimeError:
+        # The wheel is compiled for another torch, without which its detection operators are not
+        # there; the networks need none of them, only their declarations.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        module = importlib.import_module("torchvision")
+        module.declarations = library  # they last as long as this
+        return module
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    """Timm, which imports torchvision."""
+    return pytest.importorskip("timm", reason="needs timm: make parity")
 
 
 @pytest.fixture(autouse=True)

@@ -138,9 +138,9 @@ def test_help_of_resnet34_says_what_it_is():
 # "..." stands for the names that other families of networks add.
 REFUSED = [
     (
-        {"weights": "imagenet"},
-        "Unknown weights of resnet18. Expected one of None, the path of a file. "
-        "Received: 'imagenet'.",
+        {"weights": "imagenet1k"},
+        "Unknown weights of resnet18. Expected one of a1_in1k, ..., imagenet, None, "
+        "hf://OWNER/NAME, the path of a file. Received: 'imagenet1k'. Did you mean 'imagenet'?",
     ),
     (
         {"input_shape": (16, 40, 3)},

@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 DRAWING = ("blocks", "shortcuts", "stems", "parts", "layers", "variants")
 ALLOWED = {
     "errors": (),
-    "preprocessing": (),
+    "preprocessing": ("resampling", "imagenet_classes"),
+    "resampling": (),
+    "imagenet_classes": (),
     "macs": (),
     "layers": (),
     "variants": ("preprocessing",),
@@ -31,7 +33,7 @@ ALLOWED = {
     "weights": ("variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "preprocessing"),
-    "export": ("preprocessing", "surgery"),
+    "export": ("preprocessing", "resampling", "surgery"),
 }
 # Modules of TensorFlow alone, which `models` imports where that is the backend.
 OF_TENSORFLOW = {"replica_xla", "dropping"}

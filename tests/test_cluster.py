@@ -256,6 +256,7 @@ def test_a_port_that_is_in_use_is_named():
     assert f"Expected {port} to be free. Received: [Errno" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_missing_worker_ends_the_training_before_it_begins(tmp_path):
     workers = ",".join(free_addresses())
     arguments = ("--workers", workers, "--worker-index", "1", "--start-timeout", "0.5")
@@ -371,9 +372,8 @@ def launched(recipe, folder):
     return keras.saving.load_model(run_dir / records.LAST), records.read(run_dir), answer
 
 
-@pytest.mark.parametrize(
-    "synchronized", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["apart", "together"]
-)
+@pytest.mark.parametrize("synchronized", [False, True], ids=["apart", "together"])
+@pytest.mark.slow
 def test_two_processes_learn_what_one_process_learns(tmp_path, synchronized):
     recipe = dataclasses.replace(TINY, synchronized_batch_norm=synchronized)
     network, record, answer = launched(recipe, tmp_path)

@@ -59,6 +59,7 @@ def test_help_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_changed_on_the_command_line(tmp_path):
     options = "--steps 2 --batch-size 64 --scale-learning-rate --accumulation-steps 2 --no-xla"
     changes = ("learning_rate=0.2", "options.shortcut=projection", "schedule=cosine")

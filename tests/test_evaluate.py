@@ -87,7 +87,9 @@ def test_the_centre_of_ten_crops_is_the_single_crop():
     image = random_images(1, 30, 45, 3)[0]
     preprocessing = dataclasses.replace(IMAGENET, size=(16, 16), resize_size=20)
     views = crops.ten_crop(image, preprocessing=preprocessing)
-    np.testing.assert_allclose(views[4], preprocessing(image), atol=1e-4)
+    # Halfway between two grey levels the faster kernels of the pipelines may take the other one.
+    grey_level = 1.01 / 255 / min(preprocessing.std)
+    np.testing.assert_allclose(views[4], preprocessing(image), atol=grey_level)
 
 
 def test_small_images_get_a_border_in_the_mean_colour():
@@ -379,6 +381,7 @@ def test_the_confusion_matrix_is_dark_where_the_answers_are(classes, tmp_path):
     assert right == pytest.approx(dark_pixels(one_answer) - dark_pixels(nothing), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_command_line_compares_runs_and_writes_the_mistakes(runs, tmp_path):
     choices = "--split validation --crops multi_scale --scales 8,10 --no-mirror --replicas 2"
     answer = subprocess.run(

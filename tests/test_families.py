@@ -563,6 +563,7 @@ for row in rows:
 """
 
 
+@pytest.mark.slow
 def test_outputs_on_jax_are_those_on_tensorflow(tmp_path):
     pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
     x = images(2, 17, 20, 3)

@@ -81,6 +81,7 @@ model.save_weights("after.weights.h5")
 """
 
 
+@pytest.mark.slow
 def test_two_devices_learn_what_tensorflow_learns_on_one(tmp_path):
     """From the same weights; statistics are those of the whole batch in both."""
     digits = datasets.load("digits")

@@ -89,6 +89,7 @@ def test_launching_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_is_named_and_ends_the_others(tmp_path):
     command = ("launch", "--workers", "2", "train", "digits-resnet21")
     answer = training(*command, cwd=tmp_path, TMPDIR=str(tmp_path))

@@ -38,6 +38,7 @@ def test_snippet_runs_as_written_on_two_devices(tmp_path):
     assert (tmp_path / "model.tflite").stat().st_size < 25e6  # a quarter of float32
 
 
+@pytest.mark.slow
 def test_network_table():
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", README, re.MULTILINE)
     assert len(rows) == len(keras_resnet.VARIANTS)

@@ -42,7 +42,7 @@ def largest_difference(first, second):
     return max(np.abs(a - b).max() for a, b in zip(first.get_weights(), second.get_weights()))
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_each_replica_is_one_xla_program(replicas):
     model = trained(replicas, jit_compile=True)
     images, labels = images_and_labels()
@@ -65,7 +65,7 @@ def test_each_replica_is_one_xla_program(replicas):
     assert "Conv2DBackpropFilter" not in outside
 
 
-@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("replicas", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_weights_are_those_of_one_device(replicas):
     one = trained(None, jit_compile=False)
     many = trained(replicas, jit_compile=True)
@@ -78,6 +78,7 @@ def test_batch_statistics_as_without_xla():
     assert largest_difference(compiled, plain) < 1e-4
 
 
+@pytest.mark.slow
 def test_reported_loss_is_that_of_the_whole_batch():
     images, labels = images_and_labels()
     model = trained(2, jit_compile=True, optimizer=keras.optimizers.SGD(0.0))
@@ -126,6 +127,7 @@ def test_mixed_float16_with_loss_scaling():
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == STEPS
 
 
+@pytest.mark.slow
 def test_fit_after_load(tmp_path):
     images, labels = images_and_labels()
     model = trained(2, jit_compile=True)
@@ -138,6 +140,7 @@ def test_fit_after_load(tmp_path):
     assert largest_difference(model, loaded) < 1e-6
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict():
     images, labels = images_and_labels()
     compiled = trained(2, jit_compile=True)
@@ -165,7 +168,7 @@ def test_evaluation_is_compiled_too():
 UNEVEN = 2 * BATCH + 1  # the last batch is a single image: one replica gets it, the other nothing
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_uneven_and_empty_shares_count_every_image_the_same(jit_compile):
     images, labels = (part[:UNEVEN] for part in images_and_labels())
     one, two = trained(None, jit_compile=False), trained(2, jit_compile=jit_compile)
@@ -280,6 +283,7 @@ def test_synchronised_statistics_take_the_road_that_works_and_say_so(caplog):
     assert largest_difference(synchronized(1, jit_compile=False), two) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_custom_metric_and_a_custom_loss():
     @keras.saving.register_keras_serializable("tests")
     class Worst(keras.metrics.Metric):

@@ -112,6 +112,7 @@ def assert_equal_runs(found, expected, resumed):
     assert "checkpoints" not in names
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_stopped_ends_the_same(undisturbed, tmp_path):
     run = Run(tmp_path, "--checkpoint-every", "0")
     run.start()

@@ -208,6 +208,7 @@ for network, operate in (
 """
 
 
+@pytest.mark.slow
 def test_on_jax():
     pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
     subprocess.run(
@@ -235,6 +236,7 @@ def test_predictions_on_digits():
     check_on_images(digits.images[:512, ..., None] / 16, digits.target, (8, 8, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.cifar10
 def test_predictions_on_cifar10():
     from training import datasets

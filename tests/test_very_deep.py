@@ -58,6 +58,7 @@ def check(depth, limit, folder):
     )
 
 
+@pytest.mark.slow
 def test_a_network_deeper_than_the_recursion_limit(tmp_path):
     """Of 200 layers under a limit in the same proportion: seconds instead of minutes."""
     check(200, 180, tmp_path)

@@ -5,9 +5,9 @@ import sys
 
 from rich.console import Console
 
-from training.commands import app, measuring, running, using
+from training.commands import app, measuring, running, using, verifying
 
-__all__ = ["app", "main", "measuring", "running", "using"]
+__all__ = ["app", "main", "measuring", "running", "using", "verifying"]
 
 # TensorFlow's own messages about missing GPUs are no errors of the user's.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -40,10 +40,12 @@ def compiled_model(
             recipe.variant,
             input_shape=(*size, dataset.image_shape[-1]),
             classes=len(dataset.class_names),
+            weights=recipe.weights,
             classifier_activation="softmax" if _is_exclusive(recipe) else "sigmoid",
             **recipe.options,
         )
     model.preprocessing = preprocessing  # the exports carry it along
+    keras_resnet.surgery.freeze(model, recipe.freeze)
     if recipe.synchronized_batch_norm:
         keras_resnet.surgery.synchronize_batch_norm(model)
     model.accumulation_steps = accumulation_steps
@@ -59,13 +61,19 @@ def compiled_model(
 
 
 def preprocessing_of(recipe: Recipe, dataset) -> Preprocessing:
-    """What the network does with images before it sees them: the dataset's, as the recipe wants it.
+    """What the network does with images before it sees them.
+
+    The dataset's preprocessing, or that of the weights the network begins with; as the recipe
+    wants it.
 
     Args:
         recipe: The recipe.
         dataset: What it is trained on.
     """
-    return dataclasses.replace(dataset.preprocessing, **recipe.preprocessing)
+    weights = keras_resnet.weights.find_weights(recipe.variant, recipe.weights)
+    preprocessing = weights.preprocessing if weights else dataset.preprocessing
+    preprocessing = preprocessing.adapted(channels=dataset.image_shape[-1])
+    return dataclasses.replace(preprocessing, **recipe.preprocessing)
 
 
 def wants_one_hot(recipe: Recipe) -> bool:

@@ -38,6 +38,9 @@ def resize(images, size, interpolation="bilinear", antialias=True):
 def fit(images, preprocessing: Preprocessing):
     """`Preprocessing.resize` for images whose size is known only when they are read.
 
+    On TensorFlow's kernels, several times as fast: a value halfway between two grey levels may go
+    to the other one.
+
     Args:
         images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
         preprocessing: Gives `size`, `resize_size` and the interpolation.
@@ -52,11 +55,17 @@ def fit(images, preprocessing: Preprocessing):
     sides = size
     if preprocessing.resize_size is not None:
         given = tf.shape(images)[-3:-1]
-        ratio = preprocessing.resize_size / tf.cast(tf.reduce_min(given), tf.float64)
-        sides = tf.cast(tf.round(tf.cast(given, tf.float64) * ratio), tf.int32)
+        sides = preprocessing.resize_size * given // tf.reduce_min(given)
         sides = tf.where(tf.reduce_all(given == size), size, tf.maximum(sides, size))
-    images = resize(images, sides, preprocessing.interpolation, preprocessing.antialias)
-    top, left = tf.unstack((sides - size) // 2)
+    if preprocessing.antialias:
+        height, width = tf.unstack(sides)
+        columns = _resize_height(_transpose(images), width, preprocessing.interpolation)
+        images = _transpose(_to_grey_levels(columns))
+        images = _to_grey_levels(_resize_height(images, height, preprocessing.interpolation))
+    else:
+        images = resize(images, sides, preprocessing.interpolation, antialias=False)
+    margin = tf.cast(sides - size, tf.float64) / 2
+    top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half goes to the even side
     return tf.image.crop_to_bounding_box(images, top, left, *preprocessing.size)
 
 
@@ -90,6 +99,10 @@ def normalize(images, preprocessing: Preprocessing):
     )
     lines = tf.reshape(images, (-1, width * channels))
     return tf.reshape(of_lines.normalize(lines), tf.shape(images))
+
+
+def _to_grey_levels(values):
+    return tf.floor(tf.clip_by_value(values, 0.0, 255.0) + 0.5)
 
 
 def _resize_height(images, height, interpolation):

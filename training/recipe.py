@@ -69,6 +69,10 @@ class Recipe:
         synchronized_batch_norm: Whether replicas share the statistics of their images, see
             `keras_resnet.surgery.synchronize_batch_norm`.
         options: Options for `keras_resnet.build`.
+        weights: What the network begins with, see `keras_resnet.build`; their preprocessing then
+            takes the place of the dataset's. `None`: random.
+        freeze: The last part of the network that keeps its weights and statistics: `"stem"`,
+            `"stage1"`, ..., see `keras_resnet.surgery.freeze`. `None`: all learns.
         reference: Where the recipe comes from, and what it reaches there.
         measured_accuracy: Top-1 accuracy on the test split that a run of this recipe reached here,
             in [0, 1]. `None`: not run.
@@ -107,6 +111,8 @@ class Recipe:
     precision: str = "float32"
     synchronized_batch_norm: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
+    freeze: str | None = None
     reference: str = ""
     measured_accuracy: float | None = None
 

@@ -1,16 +1,21 @@
-"""Weights in a file: safetensors, each tensor by the path of its variable in the model.
+"""Weights of a model to a file, and of any library's file into a model.
 
-Paths such as `stage1_block1_conv1/kernel` do not depend on the order of layers, so weights move
-between networks that share layers: with and without stochastic depth, on another input size.
+Our own files are safetensors, each tensor by the path of its variable in the model. Paths such as
+`stage1_block1_conv1/kernel` do not depend on the order of layers, so weights move between networks
+that share layers: with and without stochastic depth, on another input size.
 """
 
-import hashlib
 import os
 import pathlib
 
 import keras
+import numpy as np
 import safetensors
 import safetensors.numpy
+
+from keras_resnet.weights import formats
+from keras_resnet.weights.matching import LoadReport, match, weights_by_path
+from keras_resnet.weights.naming import SCHEMES
 
 
 def save_weights(
@@ -23,39 +28,97 @@ def save_weights(
         path: Where, ending in `.safetensors`.
         metadata: What the file shall say of itself.
     """
-    tensors = {name: keras.ops.convert_to_numpy(weight) for name, weight in _weights(model).items()}
+    tensors = {
+        name: keras.ops.convert_to_numpy(weight) for name, weight in weights_by_path(model).items()
+    }
     pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
+def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
+    """Writes all weights of a network by the names that PyTorch's libraries give them.
+
+    Torchvision's names; timm's for the families that torchvision lacks (ResNet-D, squeeze-and-
+    excitation, pre-activation); the usual ones of CIFAR networks, whose classifier is `linear`. The
+    file loads there strictly: `module.load_state_dict(safetensors.torch.load_file(path))`.
+
+    Args:
+        model: A model of this package.
+        path: Where, ending in `.safetensors`.
+
+    Raises:
+        ValueError: If no library of PyTorch has such a network.
+    """
+    weights = weights_by_path(model)
+    is_cifar = any(layer.name == "stem_conv" and layer.strides == (1, 1) for layer in model.layers)
+    schemes = sorted(SCHEMES, key=lambda scheme: (scheme.name == "cifar") != is_cifar)
+    for scheme in schemes:
+        keys = {name: scheme.key(name) for name in weights}
+        if scheme.transposed and None not in keys.values():
+            break
+    else:
+        raise ValueError(
+            "No library of PyTorch has this network. Expected layers of one of "
+            f"{', '.join(scheme.name for scheme in SCHEMES if scheme.transposed)}. "
+            f"Received: {model.name!r}."
+        )
+    tensors = {
+        keys[name]: np.ascontiguousarray(
+            scheme.write(name, keras.ops.convert_to_numpy(weight).astype("float32"))
+        )
+        for name, weight in weights.items()
+    }
+    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
 def load_weights(
-    model: keras.Model, path: str | os.PathLike, *, head: bool = True, sha256: str | None = None
-) -> None:
+    model: keras.Model,
+    source: str | os.PathLike,
+    *,
+    format: str = "auto",
+    strict: bool = True,
+    head: bool = True,
+    sha256: str | None = None,
+) -> LoadReport:
     """Puts the weights of a file into a model; all of them, or none and an error.
+
+    Besides the files of `save_weights`, those of torchvision, timm, transformers and the usual
+    CIFAR networks of PyTorch (`.safetensors`, `.pth`), keras.applications (`.h5`), KerasHub
+    (`.weights.h5`) and Caffe (He et al. 2015, `.caffemodel`). Whose names they are is told by the
+    names. The model then computes what the source's does: another epsilon of batch normalisation
+    goes into the moving variance, a bias in front of it into the moving mean.
+
+    Strides have no weights: files of keras.applications and Caffe are refused where
+    `model.variant` has them elsewhere. Nor have zero-padded shortcuts: CIFAR networks that pad the
+    channels on both sides look like those that pad behind, as here, and compute something else;
+    `verify` shows it.
+
+    Files are not trusted: no pickle is executed, HDF5 is read in another process, and values that
+    are no numbers or negative variances are refused.
 
     Args:
         model: A built model.
-        path: A file of `save_weights`.
+        source: Path of the file.
+        format: `"safetensors"`, `"torch"`, `"keras"`, `"caffe"`; `"auto"` looks at the file.
+        strict: Whether every tensor of the file and of the model must have its counterpart, of the
+            same shape. Without, what fits is loaded, and the report names the rest.
         head: Whether the file's classifier is used; without it, the model may lack one or have one
             of its own, which stays as it is.
         sha256: What the hash of the file must be.
 
+    Returns:
+        A `LoadReport`.
+
     Raises:
-        ValueError: If the file is damaged, or its weights are not those of the model.
+        ValueError: If the file is damaged, or its weights are not those of the model. Nothing in
+            the model is changed then.
+        ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    content = _content(path, sha256)
-    try:
-        tensors = safetensors.numpy.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            "The weights cannot be read. Expected an undamaged .safetensors file. "
-            f"Received: {os.fspath(path)!r} ({error})."
-        ) from error
-    weights = _weights(model)
-    if not head:
-        tensors, weights = (_without_head(each) for each in (tensors, weights))
-    _check_same(weights, tensors, path)
-    for name, weight in weights.items():
-        weight.assign(tensors[name])
+    tensors = formats.read(source, format, sha256)
+    values, report = match(tensors, model, head=head, strict=strict, source=source)
+    weights = weights_by_path(model)
+    for path, value in values.items():
+        weights[path].assign(value)
+    return report
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -66,48 +129,3 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """
     with safetensors.safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
-
-
-def _content(path, sha256):
-    content = pathlib.Path(path).read_bytes()
-    received = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and received != sha256:
-        raise ValueError(
-            f"The weights file was changed. Expected sha256 {sha256}. Received: {received} of "
-            f"{os.fspath(path)!r}. Install the package anew."
-        )
-    return content
-
-
-def _weights(model):
-    """The variables by path, without the states of random generators."""
-    return {
-        weight.path: weight
-        for weight in model.weights
-        if keras.backend.is_float_dtype(weight.dtype)
-    }
-
-
-def _without_head(entries):
-    return {name: entry for name, entry in entries.items() if not name.startswith("predictions/")}
-
-
-def _check_same(weights, tensors, path):
-    missing = [name for name in weights if name not in tensors]
-    unused = [name for name in tensors if name not in weights]
-    different = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(weight.shape)}"
-        for name, weight in weights.items()
-        if name in tensors and tuple(tensors[name].shape) != tuple(weight.shape)
-    ]
-    if missing or unused or different:
-        raise ValueError(
-            f"The weights of {os.fspath(path)!r} are not those of this network. Expected the same "
-            f"names and shapes. Received: {_some('only the file has', unused)}; "
-            f"{_some('only the network has', missing)}; {_some('of another shape', different)}."
-        )
-
-
-def _some(what, names, most=5):
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{what}: {', '.join(names[:most]) or 'nothing'}{more}"

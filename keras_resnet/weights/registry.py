@@ -1,68 +1,28 @@
-"""Every published set of weights is one row of one table."""
+"""Which set of weights is meant: by its tag, its address, or the path of its file."""
 
 import dataclasses
-import pathlib
+import os
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.preprocessing import CIFAR10, Preprocessing
-
-SHIPPED = pathlib.Path(__file__).parent / "shipped"
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightSet:
-    """One set of weights: for which network, from where, and what it is good for.
-
-    Args:
-        variant: Name of the network, one of `keras_resnet.list_variants()`.
-        tag: What `weights=` takes.
-        file: Name of the file that comes with this package.
-        sha256: Hash of the file.
-        licence: Name of the licence of the weights.
-        preprocessing: What its images went through.
-        classes: Number of classes.
-        accuracy: Top-1 accuracy on the official test split of single, central views, in [0, 1].
-        source: How it was made.
-    """
-
-    variant: str
-    tag: str
-    file: str
-    sha256: str
-    licence: str
-    preprocessing: Preprocessing
-    classes: int
-    accuracy: float
-    source: str
-
-    @property
-    def path(self) -> pathlib.Path:
-        """Where the file is."""
-        return SHIPPED / self.file
+from keras_resnet.variants import Variant, get_variant
+from keras_resnet.weights import store
+from keras_resnet.weights.published import WEIGHT_SETS
+from keras_resnet.weights.sets import HUB, Source, WeightSet, WeightSets
 
 
-WEIGHT_SETS: tuple[WeightSet, ...] = (
-    WeightSet(
-        variant="cifar_resnet20",
-        tag="cifar10",
-        file="cifar_resnet20.cifar10.safetensors",
-        sha256="b80e71f61387632ca257824c0d04ad05809b9f6484236845ca2461eb5f1f5cdc",
-        licence="Apache-2.0",
-        preprocessing=CIFAR10,
-        classes=10,
-        accuracy=0.9108,
-        source="python -m training train cifar10-resnet20-fast",
-    ),
-)
-
-
-def list_weights(variant: str | None = None) -> list[WeightSet]:
+def list_weights(variant: str | None = None) -> WeightSets:
     """The sets of weights there are.
 
     Args:
         variant: Name of a network; default: all.
+
+    Returns:
+        `WeightSet`s in the order of the table; printed, they are one.
+
+    >>> print(list_weights("cifar_resnet20")[0].tag)
+    cifar10
     """
-    return [row for row in WEIGHT_SETS if variant in (None, row.variant)]
+    return WeightSets(row for row in WEIGHT_SETS if variant in (None, row.variant))
 
 
 def get_weight_set(variant: str, tag: str) -> WeightSet:
@@ -70,12 +30,69 @@ def get_weight_set(variant: str, tag: str) -> WeightSet:
 
     Args:
         variant: Name of the network.
-        tag: Name of the set.
+        tag: Name of the set; `"imagenet"`: that with the highest published accuracy on ImageNet.
 
     Raises:
         ValueError: If there is no such set.
     """
     rows = {row.tag: row for row in list_weights(variant)}
+    of_imagenet = [row for row in rows.values() if row.classes == 1000]
+    if of_imagenet:
+        rows["imagenet"] = max(of_imagenet, key=lambda row: row.accuracy or 0)
     if tag not in rows:
-        raise unknown_name(f"weights of {variant}", tag, [*rows, "None", "the path of a file"])
+        others = ("None", f"{HUB}OWNER/NAME", "the path of a file")
+        raise unknown_name(f"weights of {variant}", tag, [*rows, *others])
     return rows[tag]
+
+
+def find_weights(variant: str | Variant, weights: str | os.PathLike | None) -> WeightSet | None:
+    """What `weights=` means for a network.
+
+    Args:
+        variant: The network, or its name.
+        weights: `None`; a tag of `list_weights(variant)`, or `"imagenet"`; `"hf://OWNER/NAME"`, a
+            repository of the Hugging Face hub with a `model.safetensors`; or the path of a file.
+
+    Returns:
+        The row of the table, also for the address or a file of it; else what is known of the
+        repository (timm's say how their images are preprocessed) or the file. `None` for `None`.
+
+    Raises:
+        ValueError: If there is no such set, file or repository.
+    """
+    if weights is None:
+        return None
+    if not isinstance(variant, Variant):
+        variant = get_variant(variant)
+    name, rows = os.fspath(weights), list_weights(variant.name)
+    for row in rows:
+        if any(source.address == name for source in row.sources):
+            return row
+    if name.startswith(HUB):
+        return _of_repository(variant, name)
+    is_tag = any(name in (row.tag, "imagenet") for row in rows)
+    if is_tag or not os.path.isfile(name):
+        return get_weight_set(variant.name, name)
+    return _of_file(variant, name)
+
+
+def _of_repository(variant, address):
+    classes, preprocessing = store.read_timm_config(address)
+    return WeightSet(
+        variant.name,
+        address,
+        (Source(address, f"{address[len(HUB) :].replace('/', '.')}.safetensors"),),
+        licence=None,
+        preprocessing=preprocessing or variant.preprocessing,
+        classes=classes,
+    )
+
+
+def _of_file(variant, path):
+    for row in list_weights(variant.name):
+        for source in row.sources:
+            if source.file == os.path.basename(path):
+                local = dataclasses.replace(source, address=path)
+                return dataclasses.replace(row, sources=(local,))
+    source = Source(path, os.path.basename(path))
+    return WeightSet(variant.name, path, (source,), None, variant.preprocessing, classes=None)

@@ -4,6 +4,7 @@ import pathlib
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from training.commands import DataDir, Replicas, Run, app, console
 
@@ -72,7 +73,14 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Run,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Directory of a finished run; or published weights, e.g. "
+            "`cifar_resnet20:cifar10`.",
+        ),
+    ],
     output: Annotated[
         pathlib.Path, typer.Option(help="Folder for the exports, e.g. `saved_models/NAME`.")
     ],
@@ -80,17 +88,40 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            help="Comma-separated, of `saved_model`, `tflite`, `tflite_float16`, `tflite_int8`."
+            help="Comma-separated, of `saved_model`, `saved_model_bfloat16`, `tflite`, "
+            "`tflite_float16`, `tflite_dynamic`, `tflite_int8`, `tflite_int16x8`, `onnx`."
         ),
     ] = "saved_model,tflite,tflite_int8",
     images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+    include_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--include-preprocessing",
+            help="TFLite and ONNX files take raw images of the network's size (SavedModels always "
+            "take raw images, of any size).",
+        ),
+    ] = False,
 ):
-    """Export a run, and prove each file against the Keras model on test images."""
+    """Export a run or published weights, each file proven against Keras on test images."""
+    from keras_resnet.export import ExportsFailed
     from training import exports, tables
 
-    reports = exports.export_run(
-        run, output, formats=formats.split(","), data_dir=data_dir, images=images
-    )
+    try:
+        reports = exports.export_run(
+            run,
+            output,
+            formats=formats.split(","),
+            data_dir=data_dir,
+            images=images,
+            include_preprocessing=include_preprocessing,
+        )
+    except ExportsFailed as failed:
+        if failed.reports:
+            console.print(tables.exports(failed.reports))
+        Console(stderr=True).print(
+            f"Error: {failed}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(1) from failed
     console.print(tables.exports(reports))
     console.print(f"Written to {output}, with record.json.", soft_wrap=True)
 

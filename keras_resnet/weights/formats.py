@@ -1,0 +1,176 @@
+"""Files of weights of any kind to named arrays; every one may be damaged or hostile."""
+
+import hashlib
+import importlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+import safetensors
+
+from keras_resnet.errors import unknown_name
+from keras_resnet.weights import caffe, hdf5
+
+# The largest network here has 0.5 GB; a checkpoint may hold the states of an optimizer besides.
+LARGEST_BYTES = 8 * 2**30
+
+_MAGIC = (
+    (0, b"\x89HDF\r\n\x1a\n", "keras"),
+    (0, b"PK\x03\x04", "torch"),
+    (0, b"\x80\x02", "torch"),  # a pickle: PyTorch before 1.6
+    (8, b"{", "safetensors"),
+)
+_SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".pth": "torch",
+    ".pt": "torch",
+    ".th": "torch",
+    ".h5": "keras",
+    ".caffemodel": "caffe",
+}
+# What a format needs besides the packages that are always here.
+_PACKAGES = {
+    "torch": (
+        "torch",
+        "pip install torch; or convert the file where it is installed, by "
+        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')",
+    ),
+    "caffe": ("google.protobuf", "pip install protobuf"),
+}
+_SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
+
+
+def read(
+    path: str | os.PathLike, format: str = "auto", sha256: str | None = None
+) -> dict[str, np.ndarray]:
+    """All tensors of a file by the names they have there.
+
+    Names lose what says nothing: `module.` of a parallel model, `_orig_mod.` of a compiled one, the
+    dots of old DenseNets (`norm.1`), and the counters `num_batches_tracked` as a whole. What some
+    CIFAR networks call `shortcut.0` is called `downsample.0`, as elsewhere.
+
+    Args:
+        path: The file.
+        format: `"safetensors"`, `"torch"`, `"keras"` (HDF5), `"caffe"`; `"auto"` looks at the file.
+        sha256: What the hash of the file must be; checked before anything interprets it.
+
+    Raises:
+        ValueError: If the file is damaged, of no known format, or another than `sha256` says.
+        ImportError: If the package that reads the format is missing.
+    """
+    if format not in ("auto", *_READERS):
+        raise unknown_name("format", format, ["auto", *_READERS])
+    content = _content(path, sha256)
+    format = format if format != "auto" else _format(path, content)
+    _require(format, path)
+    try:
+        tensors = _READERS[format](content)
+        return _renamed(tensors)
+    except Exception as error:  # the readers are other people's, and raise whatever they meet
+        raise ValueError(
+            f"The weights cannot be read. Expected an undamaged file of format {format!r}. "
+            f"Received: {os.fspath(path)!r} ({error})."
+        ) from error
+
+
+def _content(path, sha256):
+    path = pathlib.Path(path)
+    if path.stat().st_size > LARGEST_BYTES:
+        raise ValueError(
+            f"The weights file is too large. Expected at most {LARGEST_BYTES:,} bytes. "
+            f"Received: {path.stat().st_size:,} bytes in {os.fspath(path)!r}."
+        )
+    content = path.read_bytes()
+    received = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and received != sha256:
+        raise ValueError(
+            f"The weights file was changed. Expected sha256 {sha256}. Received: {received} of "
+            f"{os.fspath(path)!r}. Fetch it again."
+        )
+    return content
+
+
+def _format(path, content):
+    for offset, magic, format in _MAGIC:
+        if content[offset : offset + len(magic)] == magic:
+            return format
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(
+            "The format of the weights cannot be told. Expected a file of format "
+            f"{', '.join(_READERS)}. Received: {os.fspath(path)!r}. Give `format`."
+        )
+    return _SUFFIXES[suffix]
+
+
+def _require(format, path):
+    package, remedy = _PACKAGES.get(format, ("safetensors", ""))
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"Files of format {format!r} need the package {package!r}. Expected it to be "
+            f"installed. Received: {os.fspath(path)!r}. {remedy}."
+        ) from error
+
+
+def _safetensors(content):
+    tensors = {}
+    for name, record in safetensors.deserialize(content):
+        if record["dtype"] == "BF16":  # the upper half of a float32
+            bits = np.frombuffer(record["data"], "<u2").astype("<u4") << 16
+            array = bits.view("<f4")
+        else:
+            array = np.frombuffer(record["data"], _SAFETENSORS_TYPES[record["dtype"]])
+        tensors[name] = array.reshape(record["shape"])
+    return tensors
+
+
+def _torch(content):
+    torch = importlib.import_module("torch")
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):
+                raise ValueError("its archive claims to unpack to more than the file has")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    while wrapper := next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None):
+        state = state[wrapper]
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        # A tensor can claim any shape by strides of zero.
+        if value.numel() * value.element_size() > len(content):
+            raise ValueError(f"{name} claims more bytes than the file has")
+    return {
+        name: (value.float() if value.is_floating_point() else value).detach().numpy()
+        for name, value in tensors.items()
+    }
+
+
+# Under which names training scripts keep the weights among other things.
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+
+_READERS = {
+    "safetensors": _safetensors,
+    "torch": _torch,
+    "keras": lambda content: _safetensors(hdf5.read(content)),
+    "caffe": caffe.extract,
+}
+
+
+def _renamed(tensors):
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+        name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
+        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name in renamed:
+            raise ValueError(f"{name} is there twice")
+        if tensor.dtype.kind != "f":
+            raise ValueError(f"{name} has the type {tensor.dtype}, which is no floating-point one")
+        renamed[name] = tensor
+    return renamed

@@ -1,0 +1,235 @@
+"""Which weights are meant, what is known of them, and what they make of other inputs."""
+
+import dataclasses
+import json
+import re
+import runpy
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnet
+from keras_resnet.axes import resolve
+from keras_resnet.weights import (
+    WEIGHT_SETS,
+    find_weights,
+    get_weight_set,
+    list_weights,
+    registry,
+    save_weights,
+    spread_channels,
+)
+
+SMALL = {"input_shape": (12, 12, 3)}
+PERMISSIVE = {"Apache-2.0", "BSD-3-Clause", "MIT"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small network with statistics of its own, and the file of its weights."""
+    keras.utils.set_random_seed(1)
+    model = keras_resnet.CifarResNet(8, **SMALL)
+    for weight in model.weights:
+        if "moving" in weight.path:
+            weight.assign(keras.random.uniform(weight.shape, 0.5, 1.5))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(model, path)
+    return model, str(path)
+
+
+def stem(model, images):
+    """What the first convolution and its normalisation give."""
+    part = keras.Model(model.input, model.get_layer("stem_relu").output)
+    return np.asarray(part(images))
+
+
+# The table
+
+
+def test_tags_are_unique_and_networks_exist():
+    pairs = [(row.variant, row.tag) for row in WEIGHT_SETS]
+    assert len(pairs) == len(set(pairs))
+    for row in WEIGHT_SETS:
+        assert resolve(row.variant, row.options).classes == row.classes
+
+
+def test_every_file_can_be_told_from_others_and_may_be_sold():
+    files = [source.file for row in WEIGHT_SETS for source in row.sources]
+    assert len(files) == len(set(files))
+    for row in WEIGHT_SETS:
+        assert row.licence in PERMISSIVE
+        for source in row.sources:
+            kind, _, digits = (source.hash or "").partition(":")
+            if not source.address.startswith("hf://timm/"):
+                assert kind in ("sha256", "md5")
+                assert re.fullmatch("[0-9a-f]{8,64}", digits)
+
+
+@pytest.mark.parametrize(
+    ("variant", "tag", "accuracy"),
+    [
+        ("resnet18", "a1_in1k", 0.71504),
+        ("resnet34", "ra4_e3600_r224_in1k", 0.77492),
+        ("resnet50", "tv2_in1k", 0.80858),
+        ("resnet101", "tv2_in1k", 0.81886),
+        ("resnet152", "tv2_in1k", 0.82284),
+    ],
+)
+def test_imagenet_is_the_best_published_set(variant, tag, accuracy):
+    row = get_weight_set(variant, "imagenet")
+    assert (row.tag, row.accuracy) == (tag, accuracy)
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        # peers.md, section 4: crop of 95%, bicubic; torchvision's 256 and 232; the means of Caffe
+        ("a1_in1k", (235, "bicubic", "rgb", 0.485, 1 / 255)),
+        ("tv_in1k", (256, "bilinear", "rgb", 0.485, 1 / 255)),
+        ("tv2_in1k", (232, "bilinear", "rgb", 0.485, 1 / 255)),
+        ("v1_caffe", (256, "bilinear", "bgr", 103.939, 1.0)),
+    ],
+)
+def test_preprocessing_is_that_of_the_set(tag, expected):
+    images = get_weight_set("resnet50", tag).preprocessing
+    received = images.resize_size, images.interpolation, images.channel_order
+    assert (*received, images.mean[0], images.scale) == expected
+
+
+def test_the_records_print_as_a_table():
+    table = str(list_weights("resnet34"))
+    assert table.splitlines()[0].startswith("| network | weights | top-1 |")
+    assert "| resnet34 | a1_in1k | 76.42% | 224 | Apache-2.0 | Wightman et al. 2021, A1 |" in table
+    assert len(table.splitlines()) == 2 + len(list_weights("resnet34"))
+
+
+def test_the_table_is_one_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["weights", "resnet34"])
+    runpy.run_module("keras_resnet.weights", run_name="__main__")
+    assert capsys.readouterr().out.strip() == str(list_weights("resnet34"))
+    monkeypatch.setattr(sys, "argv", ["weights", "resnet_34"])
+    with pytest.raises(SystemExit, match="Did you mean 'resnet34'"):
+        runpy.run_module("keras_resnet.weights", run_name="__main__")
+
+
+# What `weights=` means
+
+
+def test_unknown_weights_name_those_that_exist():
+    with pytest.raises(ValueError, match="Unknown weights of resnet18") as error:
+        keras_resnet.ResNet18(weights="a1_in1")
+    assert "a1_in1k, a2_in1k, a3_in1k" in str(error.value)
+    assert str(error.value).endswith("Received: 'a1_in1'. Did you mean 'a1_in1k'?")
+
+
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(ValueError, match="Expected one of None, hf://OWNER/NAME, the path"):
+        keras_resnet.PlainNet18(weights="imagenet")
+
+
+def test_a_published_file_is_known_by_its_name(tmp_path):
+    path = tmp_path / "resnet18-f37072fd.pth"
+    path.write_bytes(b"not what it says")
+    row = find_weights("resnet18", path)
+    assert (row.tag, row.preprocessing.resize_size) == ("tv_in1k", 256)
+    with pytest.raises(ValueError, match=r"Expected sha256 f37072fd\.\.\.\. Received: "):
+        keras_resnet.ResNet18(weights=path)
+
+
+def test_the_address_of_a_published_set_is_that_set():
+    assert find_weights("resnet18", "hf://timm/resnet18.a1_in1k").tag == "a1_in1k"
+
+
+def test_a_repository_says_how_its_images_are_preprocessed(monkeypatch, tmp_path):
+    config = {
+        "num_classes": 7,
+        "pretrained_cfg": {
+            "input_size": [3, 240, 240],
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.2, 0.2, 0.2],
+        },
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr(registry.store, "_from_hub", lambda address, file: path)
+    row = find_weights("resnet18", "hf://somebody/theirs")
+    assert row.classes == 7
+    assert row.preprocessing == keras_resnet.Preprocessing(
+        size=(240, 240),
+        resize_size=266,  # floor of 240 / 0.9
+        interpolation="bicubic",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.2),
+    )
+
+
+def test_a_path_gives_the_model_back(saved):
+    model, path = saved
+    other = keras_resnet.CifarResNet(8, weights=path, **SMALL)
+    images = np.random.default_rng(0).normal(size=(2, 12, 12, 3))
+    np.testing.assert_array_equal(other(images), model(images))
+
+
+def test_options_of_a_set_are_the_models(saved, monkeypatch):
+    _, path = saved
+    row = find_weights("cifar_resnet8", path)
+    row = dataclasses.replace(row, options={"stride_in_1x1": True})
+    monkeypatch.setattr(keras_resnet.models, "find_weights", lambda variant, weights: row)
+    assert keras_resnet.CifarResNet(8, weights="v1", **SMALL).variant.stride_in_1x1
+    with pytest.raises(ValueError, match="Expected stride_in_1x1=True, or no stride_in_1x1"):
+        keras_resnet.CifarResNet(8, weights="v1", stride_in_1x1=False, **SMALL)
+
+
+# Other classes and channels
+
+
+def test_other_classes_keep_the_backbone_and_begin_a_new_classifier():
+    trained = keras_resnet.CifarResNet20(weights="cifar10")
+    model = keras_resnet.CifarResNet20(weights="cifar10", classes=7)
+    assert model.output_shape == (None, 7)
+    for old, new in zip(trained.weights, model.weights, strict=True):
+        if not new.path.startswith("predictions"):
+            np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+def test_an_image_of_equal_channels_gives_the_same_stem(saved, channels):
+    model, path = saved
+    other = keras_resnet.CifarResNet(8, weights=path, input_shape=(12, 12, channels))
+    grey = np.random.default_rng(0).normal(size=(2, 12, 12, 1))
+    expected = stem(model, np.repeat(grey, 3, axis=-1))
+    received = stem(other, np.repeat(grey, channels, axis=-1))
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        other(np.repeat(grey, channels, axis=-1)), model(np.repeat(grey, 3, axis=-1)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_a_grey_image_is_preprocessed_to_the_same_stem(saved, channels):
+    model, path = saved
+    other = keras_resnet.CifarResNet(8, weights=path, input_shape=(12, 12, channels))
+    grey = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 1), dtype="uint8")
+    first, second = (
+        stem(each, keras_resnet.preprocess_input(np.repeat(grey, count, axis=-1), each))
+        for each, count in ((model, 3), (other, channels))
+    )
+    np.testing.assert_allclose(second, first, atol=1e-5)
+
+
+def test_spread_kernels_against_float64():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5)).astype("float32")
+    red, green, blue = kernel.astype("float64").transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(spread_channels(kernel, 1)[:, :, 0], red + green + blue, atol=1e-6)
+    four = spread_channels(kernel, 4).transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(four, [red / 2, green, blue, red / 2], atol=1e-6)
+
+
+def test_one_channel_and_other_classes_at_once():
+    model = keras_resnet.CifarResNet20(weights="cifar10", input_shape=(8, 8, 1), classes=3)
+    assert (model.input_shape, model.output_shape) == ((None, 8, 8, 1), (None, 3))
+    assert model.preprocessing.mean == pytest.approx([np.mean(keras_resnet.CIFAR10.mean)])
