@@ -4,7 +4,9 @@
 
 The stock twin has the same layers but Keras's own batch normalisation and training step; PyTorch
 runs where it is installed, in its faster memory format (channels last). All alternate in one
-process, on the same images, in float32, with SGD, momentum and coupled weight decay.
+process, on the same images, with SGD, momentum and coupled weight decay; in float32, and ours in
+bfloat16 too, which is faster only on processors with instructions for it. A product of matrices in
+the same run tells how much of the arithmetic that the machine can do is done.
 """
 
 import functools
@@ -32,8 +34,13 @@ def compare(network: str, *, batch_size: int, steps: int, rounds: int) -> None:
     shape = (batch_size * steps, *ours.input_shape[1:])
     images = np.random.default_rng(0).normal(size=shape).astype("float32")
     labels = np.arange(len(images)) % 10
+    models = {
+        "keras_resnet": ours,
+        "keras_resnet bfloat16": in_bfloat16(network),
+        "stock": stock_twin(network),
+    }
     candidates = {}
-    for name, model in {"keras_resnet": ours, "stock": stock_twin(network)}.items():
+    for name, model in models.items():
         optimizer = CoupledSGD(0.01, momentum=0.9, weight_decay=1e-4)
         model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
         candidates[name] = functools.partial(
@@ -46,10 +53,31 @@ def compare(network: str, *, batch_size: int, steps: int, rounds: int) -> None:
         count = sum(weight.numel() for weight in twin.parameters())
         assert count == sum(np.prod(weight.shape) for weight in ours.trainable_weights)
         candidates["pytorch"] = torch_twins.training_steps(twin, images, labels, batch_size)
+    multiply = alternation.matrix_product()
+    candidates[alternation.PEAK] = lambda: [multiply() for _ in range(steps)]
     for each in candidates.values():
         each()
-    print(f"{network}, batch {batch_size}, float32")
-    alternation.compare(candidates, rounds=rounds, per_call=steps)
+    print(f"{network}, batch {batch_size}")
+    seconds = alternation.compare(candidates, rounds=rounds, per_call=steps)
+    products = seconds.pop(alternation.PEAK)
+    # Forwards once, backwards twice: with respect to the features, and to the weights.
+    operations = 3 * 2 * keras_resnet.count_macs(ours) * batch_size
+    for name, times in seconds.items():
+        shares = [
+            operations / time / (alternation.PEAK_OPERATIONS / product)
+            for time, product in zip(times, products)
+        ]
+        print(f"{name:<24}{alternation.spread(shares, 2)} of the arithmetic of that product")
+
+
+def in_bfloat16(network):
+    """The same network, its convolutions in bfloat16."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return keras_resnet.build(network)
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def stock_twin(network):
