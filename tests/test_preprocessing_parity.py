@@ -14,6 +14,7 @@ from keras_resnet.imagenet_classes import imagenet_classes
 pytestmark = pytest.mark.parity
 
 ROWS = [row for row in keras_resnet.weights.WEIGHT_SETS if row.classes == 1000]
+OF_TIMM = [row for row in ROWS if row.sources[0].address.startswith("hf://timm/")]
 # (height, width) of what is cut out of the photographs; odd, tall, wide, small, the crop's own
 SIZES = [(427, 640), (333, 251), (300, 301), (181, 423), (401, 150), (97, 83), (256, 224)]
 
@@ -60,10 +61,8 @@ def test_images_are_those_of_torchvision(version, torchvision):
     assert difference(transform, row.preprocessing) < 1e-6
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.variant}-{row.tag}")
+@pytest.mark.parametrize("row", OF_TIMM, ids=lambda row: f"{row.variant}-{row.tag}")
 def test_rows_say_what_timm_says(row, timm):
-    if row.tag in ("v1_caffe", "v2_keras"):
-        pytest.skip("keras.applications has them")
     config = timm.models.get_pretrained_cfg(row.sources[0].address.removeprefix("hf://timm/"))
     images = row.preprocessing
     # `resnet50.a1h_in1k`, A3 and torchvision's V2 were trained small and are scored at 224.

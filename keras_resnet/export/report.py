@@ -25,7 +25,8 @@ class Tolerance:
     Args:
         max_probability_difference: Over all images and classes, 0..1.
         clear_disagreements: Share of the images, 0..1, that may get another class to which Keras
-            gives at least 0.1 less probability than to its own: near ties do not count.
+            gives at least 0.1 less probability than to its own: near ties do not count. Beyond 0,
+            one image is always allowed.
         accuracy_loss: In shares of 1, where labels are known; one image is always allowed.
     """
 
@@ -152,10 +153,14 @@ def compare(
 
 
 def _check(report, clear_disagreements, tolerance):
+    one_image = 1 / report.examples
     accuracy_loss = allowed_loss = None
     if report.accuracy is not None and tolerance.accuracy_loss is not None:
         accuracy_loss = report.keras_accuracy - report.accuracy
-        allowed_loss = max(tolerance.accuracy_loss, 1 / report.examples)
+        allowed_loss = max(tolerance.accuracy_loss, one_image)
+    allowed_disagreements = tolerance.clear_disagreements
+    if allowed_disagreements:
+        allowed_disagreements = max(allowed_disagreements, one_image)
     measures = (
         (
             "probabilities that differ",
@@ -165,7 +170,7 @@ def _check(report, clear_disagreements, tolerance):
         (
             "a share of images with a clearly different class",
             clear_disagreements,
-            tolerance.clear_disagreements,
+            allowed_disagreements,
         ),
         ("a loss of accuracy", accuracy_loss, allowed_loss),
     )
