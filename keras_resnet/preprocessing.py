@@ -104,20 +104,29 @@ class Preprocessing:
         if given == self.size:
             return _as_float32(images)
         if self.resize_size is None:
-            return self._resize_to(images, self.size)
+            return self.resize_to(images, self.size)
         # The longer side is rounded down, and half a pixel of the margin to the even side.
         sides = [
             max(self.resize_size * side // min(given), crop) for side, crop in zip(given, self.size)
         ]
         top, left = (round((side - crop) / 2) for side, crop in zip(sides, self.size))
-        images = self._resize_to(images, sides)
+        images = self.resize_to(images, sides)
         return images[..., top : top + self.size[0], left : left + self.size[1], :]
 
     def __call__(self, images):
         """`normalize(resize(images))`."""
         return self.normalize(self.resize(images))
 
-    def _resize_to(self, images, size):
+    def resize_to(self, images, size):
+        """Brings whole images to another size than `size`, by `interpolation` and `antialias`.
+
+        Args:
+            images: Tensor or array of shape `([batch,] height, width, channels)`, values 0..255.
+            size: Height and width in pixels; scalar tensors with `antialias`.
+
+        Returns:
+            float32 of shape `([batch,] *size, channels)`.
+        """
         if self.antialias:
             return resampling.resize(images, size, self.interpolation)
         resized = keras.ops.image.resize(

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from keras_resnet.errors import unknown_name
 from keras_resnet.preprocessing import Preprocessing
-from training import pipeline
+from training import pipeline, pixels
 from training.splits import Split
 from training.strategy import strategy_of
 
@@ -277,19 +277,14 @@ def view_batches(
 
 
 def _with_shorter(image, length):
-    """Height and width with the shorter of the two at `length`."""
+    """Height and width with the shorter of the two at `length`, the longer rounded down."""
     sides = tf.shape(image)[:2]
-    ratio = length / tf.cast(tf.reduce_min(sides), tf.float64)
-    return tf.cast(tf.round(tf.cast(sides, tf.float64) * ratio), tf.int32)
+    return length * sides // tf.reduce_min(sides)
 
 
 def _resized(image, sides, preprocessing):
     """The whole image at another size, normalised."""
-    image = tf.image.resize(
-        image, sides, preprocessing.interpolation, antialias=preprocessing.antialias
-    )
-    # Bicubic overshoots.
-    return preprocessing.normalize(tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0))
+    return preprocessing.normalize(pixels.resize_as(image, sides, preprocessing))
 
 
 def _and_mirrored(views, mirror):

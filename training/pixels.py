@@ -38,9 +38,6 @@ def resize(images, size, interpolation="bilinear", antialias=True):
 def fit(images, preprocessing: Preprocessing):
     """`Preprocessing.resize` for images whose size is known only when they are read.
 
-    On TensorFlow's kernels, several times as fast: a value halfway between two grey levels may go
-    to the other one.
-
     Args:
         images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
         preprocessing: Gives `size`, `resize_size` and the interpolation.
@@ -57,16 +54,26 @@ def fit(images, preprocessing: Preprocessing):
         given = tf.shape(images)[-3:-1]
         sides = preprocessing.resize_size * given // tf.reduce_min(given)
         sides = tf.where(tf.reduce_all(given == size), size, tf.maximum(sides, size))
-    if preprocessing.antialias:
-        height, width = tf.unstack(sides)
-        columns = _resize_height(_transpose(images), width, preprocessing.interpolation)
-        images = _transpose(_to_grey_levels(columns))
-        images = _to_grey_levels(_resize_height(images, height, preprocessing.interpolation))
-    else:
-        images = resize(images, sides, preprocessing.interpolation, antialias=False)
+    images = resize_as(images, sides, preprocessing)
     margin = tf.cast(sides - size, tf.float64) / 2
     top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half goes to the even side
     return tf.image.crop_to_bounding_box(images, top, left, *preprocessing.size)
+
+
+def resize_as(images, sides, preprocessing: Preprocessing):
+    """Whole images at any size, by the interpolation of a preprocessing.
+
+    Args:
+        images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
+        sides: Height and width in pixels, numbers or a tensor of two.
+        preprocessing: Gives the interpolation.
+
+    Returns:
+        float32 of shape `([batch,] *sides, channels)`.
+    """
+    if preprocessing.antialias:
+        return preprocessing.resize_to(images, tuple(tf.unstack(sides)))
+    return resize(images, sides, preprocessing.interpolation, antialias=False)
 
 
 def to_uint8(images):
@@ -99,10 +106,6 @@ def normalize(images, preprocessing: Preprocessing):
     )
     lines = tf.reshape(images, (-1, width * channels))
     return tf.reshape(of_lines.normalize(lines), tf.shape(images))
-
-
-def _to_grey_levels(values):
-    return tf.floor(tf.clip_by_value(values, 0.0, 255.0) + 0.5)
 
 
 def _resize_height(images, height, interpolation):
