@@ -25,8 +25,7 @@ class Tolerance:
     Args:
         max_probability_difference: Over all images and classes, 0..1.
         clear_disagreements: Share of the images, 0..1, that may get another class to which Keras
-            gives at least 0.1 less probability than to its own: near ties do not count. Beyond 0,
-            one image is always allowed.
+            gives at least 0.1 less probability than to its own: near ties do not count.
         accuracy_loss: In shares of 1, where labels are known; one image is always allowed.
     """
 
@@ -153,14 +152,10 @@ def compare(
 
 
 def _check(report, clear_disagreements, tolerance):
-    one_image = 1 / report.examples
     accuracy_loss = allowed_loss = None
     if report.accuracy is not None and tolerance.accuracy_loss is not None:
         accuracy_loss = report.keras_accuracy - report.accuracy
-        allowed_loss = max(tolerance.accuracy_loss, one_image)
-    allowed_disagreements = tolerance.clear_disagreements
-    if allowed_disagreements:
-        allowed_disagreements = max(allowed_disagreements, one_image)
+        allowed_loss = max(tolerance.accuracy_loss, 1 / report.examples)
     measures = (
         (
             "probabilities that differ",
@@ -170,7 +165,7 @@ def _check(report, clear_disagreements, tolerance):
         (
             "a share of images with a clearly different class",
             clear_disagreements,
-            allowed_disagreements,
+            tolerance.clear_disagreements,
         ),
         ("a loss of accuracy", accuracy_loss, allowed_loss),
     )
