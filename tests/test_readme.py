@@ -21,7 +21,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 images = tf.random.stateless_normal((32, 224, 224, 3), seed=(1, 2))
-train_ds = tf.data.Dataset.from_tensor_slices((images, tf.range(32) % 8)).batch(4, drop_remainder=True)
+pairs = tf.data.Dataset.from_tensor_slices((images, tf.range(32) % 8))
+train_ds = pairs.batch(4, drop_remainder=True)
 val_ds = train_ds
 """
 CELLS_AFTER = """
