@@ -8,6 +8,7 @@ import numpy as np
 from keras_resnet.errors import unknown_name
 from keras_resnet.export.calibration import ENOUGH_CALIBRATION_IMAGES, read_calibration
 from keras_resnet.export.conversion import CALIBRATED, convert
+from keras_resnet.export.equalization import equalize_channels
 from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.inference import check_class_names, inference_model
 from keras_resnet.export.layer_errors import IMAGES, count_operations, measure_layer_errors
@@ -120,6 +121,8 @@ def tflite(
     with staged(path) as made:
         with quiet_console():
             folded = fold_batch_norm(keras_model)
+            if quantization in CALIBRATED:
+                folded = equalize_channels(folded)
             converted = convert(
                 folded,
                 quantization=quantization,
