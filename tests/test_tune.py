@@ -376,6 +376,19 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(monkeypatch, capsys):
     )
 
 
+def test_other_images_and_other_values_from_the_command_line(scored, tmp_path, monkeypatch, capsys):
+    arguments = ["tune", "cifar10-resnet20", "--dataset", "digits", "--set", "momentum=0.8"]
+    arguments += ["--field", RATE, "--trials", "2", "--steps", "2", "--output", str(tmp_path / "a")]
+    monkeypatch.setattr(sys, "argv", ["training", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code == 0
+    best = get_recipe(str(tmp_path / "a" / "best_recipe.json"))
+    assert (best.dataset, best.validation_examples, best.momentum) == ("digits", None, 0.8)
+    assert len(scored) == 2
+    assert f"train {tmp_path}/a/best_recipe.json" in "".join(capsys.readouterr().out.split("\n"))
+
+
 def test_a_signal_while_a_function_is_traced_stops_the_search_after_the_step(tmp_path, monkeypatch):
     """AutoGraph turns errors of its own functions into a `StagingError`."""
     training_batches = pipeline.training_batches

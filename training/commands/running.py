@@ -10,6 +10,25 @@ import typer
 
 from training.commands import DataDir, Replicas, app, console, print_commands
 
+OtherDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Train on other images: `digits`, `folder:PATH` or any TFDS name.",
+        show_default="the recipe's",
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Another value of a recipe's field: `options.shortcut=projection`, "
+        "`precision=mixed_bfloat16`, `augmentation.cutmix.alpha=1.0`.",
+        show_default="none",
+    ),
+]
+
 
 @app.command()
 def train(
@@ -21,13 +40,7 @@ def train(
         pathlib.Path | None,
         typer.Option(help="New directory for the run.", show_default="runs/RECIPE-seedSEED"),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Train on other images: `digits`, `folder:PATH` or any TFDS name.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    dataset: OtherDataset = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -52,16 +65,7 @@ def train(
     scale_learning_rate: Annotated[
         bool, typer.Option("--scale-learning-rate", help="In proportion to --batch-size.")
     ] = False,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Another value of a recipe's field: `options.shortcut=projection`, "
-            "`precision=mixed_bfloat16`, `augmentation.cutmix.alpha=1.0`.",
-            show_default="none",
-        ),
-    ] = None,
+    changes: Changes = None,
     replicas: Replicas = None,
     xla: Annotated[
         bool | None,
@@ -116,16 +120,12 @@ def train(
     ] = None,
 ):
     """Follow a recipe, and keep weights, curves and a record."""
-    import dataclasses
     import shlex
 
-    from training import cluster, files, interruption, launch, loop, recipes, tables
+    from training import cluster, files, interruption, launch, loop, tables
     from training.workers import taking_part
 
-    chosen = recipes.get_recipe(recipe)
-    if dataset is not None:
-        chosen = dataclasses.replace(chosen, dataset=dataset, validation_examples=None)
-    chosen = chosen.changed(dict(map(_change, changes or ())))
+    chosen = _chosen(recipe, dataset, changes)
     run_dir = run_dir or loop.default_run_dir(chosen, seed)
     typed = os.environ.get(launch.COMMAND) or shlex.join(sys.argv[1:])
     command = typed if resume else f"{typed} --resume"
@@ -213,6 +213,8 @@ def tune(
         ),
     ] = None,
     data_dir: DataDir = None,
+    dataset: OtherDataset = None,
+    changes: Changes = None,
     output: Annotated[
         pathlib.Path | None,
         typer.Option(
@@ -229,10 +231,10 @@ def tune(
     """Search for better values of a recipe's fields, on the validation images."""
     import shlex
 
-    from training import interruption, recipes, space, tables
+    from training import interruption, space, tables
     from training import tune as tuning
 
-    chosen = recipes.get_recipe(recipe)
+    chosen = _chosen(recipe, dataset, changes)
     output = output or tuning.default_output(chosen, search, seed)
     try:
         found = tuning.search(
@@ -256,6 +258,18 @@ def tune(
     console.print(tables.trials(found, f"{chosen.name}, {search}, validation accuracy"))
     console.print(f"Picture: {output}/trials.png. Train the best with:", soft_wrap=True)
     print_commands(f"train {output}/best_recipe.json")
+
+
+def _chosen(recipe, dataset, changes):
+    """The recipe of a name or file, for other images and with other values."""
+    import dataclasses
+
+    from training import recipes
+
+    chosen = recipes.get_recipe(recipe)
+    if dataset is not None:
+        chosen = dataclasses.replace(chosen, dataset=dataset, validation_examples=None)
+    return chosen.changed(dict(map(_change, changes or ())))
 
 
 def _change(text):
