@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,onnx,hub,jax,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,onnx,openvino,hub,jax,dev]'
 	touch $@
 
 # Trains on two replicas, exports, verifies, and shows it. About three minutes.

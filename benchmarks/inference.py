@@ -2,7 +2,7 @@
 
     python -m training benchmark inference [NETWORK] [--rounds 9] [--steps 4]
 
-Our exports, onnxruntime on our ONNX file, PyTorch (channels last), and where keras.applications has
+Our exports, onnxruntime and OpenVINO on ours of theirs, PyTorch (channels last), and where keras.applications has
 the network, its model as a SavedModel and as TFLite files, made as the guides teach. Random
 weights; all use every core. All alternate in one process, with a product of two large float32
 matrices, of whose arithmetic rate each network's is a share. Peers that are not installed are left
@@ -39,6 +39,8 @@ PAIRS = (
     ("SavedModel bfloat16", "SavedModel"),
     ("SavedModel", "PyTorch"),
     ("SavedModel", "onnxruntime"),
+    ("SavedModel", "OpenVINO"),
+    ("SavedModel bfloat16", "OpenVINO bfloat16"),
     ("SavedModel, strides in 1x1", "stock SavedModel"),
     ("TFLite, strides in 1x1", "stock TFLite"),
     ("TFLite int8, strides in 1x1", "stock TFLite int8"),
@@ -81,6 +83,11 @@ def _our_files(model, raw, folder):
         export.onnx(model, files["onnxruntime"], examples=inputs[:2])
     else:
         print("onnx, tf2onnx or onnxruntime is not installed: left out.")
+    if importlib.util.find_spec("openvino"):
+        files["OpenVINO"] = files["OpenVINO bfloat16"] = folder / "ours_openvino"
+        export.openvino(model, files["OpenVINO"], examples=inputs[:2])
+    else:
+        print("openvino is not installed: left out.")
     if model.variant.name not in STOCK:
         files["TFLite"], files["TFLite int8"] = folder / "ours.tflite", folder / "ours_int8.tflite"
         _write_tflite(model, inputs, files["TFLite"], files["TFLite int8"])
@@ -141,6 +148,8 @@ def _calls(model, files, raw):
             calls[name] = _tflite(path, inputs)
         elif path.suffix == ".onnx":
             calls[name] = _onnx(path, inputs)
+        elif name.startswith("OpenVINO"):
+            calls[name] = _openvino(path, inputs, "bf16" if name.endswith("bfloat16") else "f32")
         else:
             calls[name] = _saved_model(path, inputs if name.startswith("stock") else raw)
     if importlib.util.find_spec("torch") is None:
@@ -174,6 +183,15 @@ def _onnx(path, inputs):
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"images": inputs})
+
+
+def _openvino(path, inputs, precision):
+    import openvino
+
+    compiled = openvino.compile_model(
+        path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": precision}
+    )
+    return lambda: compiled({"images": inputs})
 
 
 def _pytorch(model, inputs):

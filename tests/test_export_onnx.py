@@ -19,8 +19,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("tf2onnx")
 
-# The function of this module hides the module itself behind its name.
-onnx_module = importlib.import_module("keras_resnet.export.onnx")
+exporter_module = importlib.import_module("keras_resnet.export.keras_exporter")
 
 NAMES = ("cat", "dog", "Straßenbahn")
 RAW = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype="uint8")
@@ -107,7 +106,7 @@ def test_a_wrong_file_is_found_out_and_the_good_one_kept(model, tmp_path, monkey
         bias.assign(bias + 0.5)
         return folded
 
-    monkeypatch.setattr(onnx_module, "fold_batch_norm", wrongly_folded)
+    monkeypatch.setattr(exporter_module, "fold_batch_norm", wrongly_folded)
     with pytest.raises(ExportMismatch, match="The onnx export disagrees with the Keras model"):
         export.onnx(model, path, examples=IMAGES)
     assert (path.read_bytes(), os.listdir(tmp_path)) == (good, ["m.onnx"])

@@ -13,6 +13,7 @@ from keras_resnet.export.formats import (
     export_formats,
 )
 from keras_resnet.export.onnx import onnx
+from keras_resnet.export.openvino import openvino
 from keras_resnet.export.report import (
     ExportMismatch,
     ExportReport,
@@ -38,6 +39,7 @@ __all__ = [
     "format_table",
     "load_tflite",
     "onnx",
+    "openvino",
     "read_labels",
     "saved_model",
     "table_rows",

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_resnet.errors import unknown_name
 from keras_resnet.export.onnx import onnx
+from keras_resnet.export.openvino import openvino
 from keras_resnet.export.report import ExportReport
 from keras_resnet.export.saved_model import saved_model
 from keras_resnet.export.staging import staged
@@ -45,6 +46,7 @@ FORMATS = {
     "tflite_int8": Format("model_int8.tflite", tflite, {"quantization": "int8"}, True),
     "tflite_int16x8": Format("model_int16x8.tflite", tflite, {"quantization": "int16x8"}, True),
     "onnx": Format("model.onnx", onnx),
+    "openvino": Format("openvino", openvino),
 }
 DEFAULT_FORMATS = ("saved_model", "tflite", "tflite_int8")
 
@@ -92,8 +94,8 @@ def export_formats(
         class_names: One name per class, for the files that can hold them.
         representative_data: Batches of raw images to calibrate integer formats on, of the training
             data. Default: the examples.
-        include_preprocessing: Whether TFLite and ONNX files take raw uint8 images of the model's
-            input size and normalise them themselves. (SavedModels always do.)
+        include_preprocessing: Whether TFLite, ONNX and OpenVINO files take raw uint8 images of the
+            model's input size and normalise them themselves. (SavedModels always do.)
         about: What the record says of the model besides, plain JSON types.
 
     Returns:

@@ -1,20 +1,15 @@
 """ONNX: onnxruntime, and whatever else reads its files."""
 
 import collections
-import importlib.util
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
-from keras_resnet.export.examples import check_raw, read_examples
-from keras_resnet.export.inference import check_class_names, inference_model
-from keras_resnet.export.report import ExportReport, Tolerance, compare
-from keras_resnet.export.staging import check_replaceable, quiet_console, staged
-from keras_resnet.preprocessing import model_preprocessing
-from keras_resnet.surgery import fold_batch_norm
+from keras_resnet.export.keras_exporter import check_packages, export_through_keras, images_spec
+from keras_resnet.export.report import ExportReport, Tolerance
+from keras_resnet.export.staging import check_replaceable
 
 PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 _AXES = ("batch", "height", "width", "channels")
@@ -60,38 +55,20 @@ def onnx(
         ExportMismatch: If the export disagrees with the model. Nothing is written then.
     """
     path = pathlib.Path(path)
-    _check_packages()
+    check_packages("ONNX", PACKAGES)
     _check_path(path)
-    keras_model = inference_model(model)
-    check_class_names(class_names, keras_model)
-    examples = read_examples(
-        examples, labels, shape=keras_model.input_shape[1:], argument="examples"
+    return export_through_keras(
+        model,
+        path,
+        format="onnx",
+        write=_write,
+        load=_load,
+        examples=examples,
+        labels=labels,
+        class_names=class_names,
+        include_preprocessing=include_preprocessing,
+        tolerance=tolerance,
     )
-    properties = {"include_preprocessing": include_preprocessing}
-    if class_names is not None:
-        properties["class_names"] = list(class_names)
-    if getattr(model, "preprocessing", None) is not None:
-        properties["preprocessing"] = model.preprocessing.to_dict()
-    exported, normalize = _without_xla(fold_batch_norm(keras_model)), np.asarray
-    if include_preprocessing:
-        check_raw(examples, "examples", "A file with the preprocessing inside")
-        normalize = model_preprocessing(model).normalize
-        exported = _with_preprocessing(exported, normalize)
-    with staged(path) as made:
-        with quiet_console():
-            operations = _write(exported, made, properties)
-            run = _load(made)
-        return compare(
-            format="onnx",
-            path=path,
-            written=made,
-            export=run,
-            model=keras_model,
-            examples=examples,
-            prepare=normalize,
-            tolerance=tolerance or Tolerance(max_probability_difference=1e-4),
-            operations=operations,
-        )
 
 
 class _GroupedConv2D(keras.layers.Conv2D):
@@ -118,25 +95,15 @@ def _without_xla(model):
     return copied
 
 
-def _with_preprocessing(model, normalize):
-    images = keras.Input(model.input_shape[1:], dtype="uint8")
-    return keras.Model(images, model(normalize(images)))
-
-
 def _write(model, path, properties):
     """Writes the file, and returns how many there are of each operation."""
     import onnx
 
-    # Given, or Keras wants a model that has been called, and takes its name for the input.
-    images = keras.InputSpec(
-        shape=(None, *model.input_shape[1:]), dtype=model.inputs[0].dtype, name="images"
-    )
-    model.export(path, format="onnx", verbose=False, input_signature=[images])
+    model = _without_xla(model)
+    model.export(path, format="onnx", verbose=False, input_signature=[images_spec(model)])
     exported = onnx.load(path)
     _name_outputs(exported.graph)
-    onnx.helper.set_model_props(
-        exported, {name: json.dumps(content) for name, content in properties.items()}
-    )
+    onnx.helper.set_model_props(exported, properties)
     try:
         onnx.checker.check_model(exported, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -166,15 +133,6 @@ def _load(path) -> Callable[[np.ndarray], np.ndarray]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     dtype = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}[session.get_inputs()[0].type]
     return lambda images: session.run(None, {"images": np.asarray(images, dtype)})[0]
-
-
-def _check_packages():
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"ONNX needs packages that are not installed. Expected {', '.join(PACKAGES)}. "
-            f"Received: no {', no '.join(missing)}. Try: pip install {' '.join(missing)}"
-        )
 
 
 def _check_path(path):

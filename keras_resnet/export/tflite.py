@@ -8,7 +8,6 @@ import numpy as np
 from keras_resnet.errors import unknown_name
 from keras_resnet.export.calibration import ENOUGH_CALIBRATION_IMAGES, read_calibration
 from keras_resnet.export.conversion import CALIBRATED, convert
-from keras_resnet.export.equalization import equalize_channels
 from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.inference import check_class_names, inference_model
 from keras_resnet.export.layer_errors import IMAGES, count_operations, measure_layer_errors
@@ -17,7 +16,7 @@ from keras_resnet.export.report import ExportReport, Tolerance, compare
 from keras_resnet.export.runtime import load_tflite
 from keras_resnet.export.staging import check_replaceable, is_tflite, quiet_console, staged
 from keras_resnet.preprocessing import Preprocessing, model_preprocessing
-from keras_resnet.surgery import fold_batch_norm
+from keras_resnet.surgery import equalize_channels, fold_batch_norm
 
 # Integer weights and activations move probabilities, most of all where the model itself is
 # undecided: what counts is that it still decides alike.

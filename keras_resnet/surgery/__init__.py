@@ -8,6 +8,7 @@ place.)
 
 from keras_resnet.surgery.classifying import new_classifier
 from keras_resnet.surgery.deepening import deepen
+from keras_resnet.surgery.equalizing import equalize_channels
 from keras_resnet.surgery.folding import batch_norm_folds, fold_batch_norm
 from keras_resnet.surgery.freezing import freeze, unfreeze
 from keras_resnet.surgery.plain import PlainCost, plain_cost, to_plain
@@ -18,6 +19,7 @@ __all__ = [
     "PlainCost",
     "batch_norm_folds",
     "deepen",
+    "equalize_channels",
     "fold_batch_norm",
     "freeze",
     "new_classifier",

@@ -89,7 +89,8 @@ def export(
         str,
         typer.Option(
             help="Comma-separated, of `saved_model`, `saved_model_bfloat16`, `tflite`, "
-            "`tflite_float16`, `tflite_dynamic`, `tflite_int8`, `tflite_int16x8`, `onnx`."
+            "`tflite_float16`, `tflite_dynamic`, `tflite_int8`, `tflite_int16x8`, `onnx`, "
+            "`openvino`."
         ),
     ] = "saved_model,tflite,tflite_int8",
     images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,

@@ -34,10 +34,14 @@ def equalize_channels(model: keras.Model) -> keras.Model:
     statistics say. Channels that anything else reads or writes stay as they are.
 
     Args:
-        model: Functional, channels last, with its batch normalisation folded where it can be.
+        model: Functional or built Sequential model, channels last, best with its batch
+            normalisation folded where it can be.
 
     Returns:
-        A copy that computes the same up to rounding.
+        A copy, not compiled, whose outputs at inference are those of `model` up to rounding.
+
+    Raises:
+        ValueError: If the model has no graph.
 
     Reference: cross-layer equalisation, and ranges without data, by Nagel et al. 2019, "Data-free
         quantization through weight equalization and bias correction", equations 8 to 11.

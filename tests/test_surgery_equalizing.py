@@ -12,8 +12,7 @@ from trained import images, look_trained, outputs
 
 import keras_resnet
 from keras_resnet import export
-from keras_resnet.export.equalization import equalize_channels
-from keras_resnet.surgery import fold_batch_norm
+from keras_resnet.surgery import equalize_channels, fold_batch_norm
 
 # The function of this module hides the module itself behind its name.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
