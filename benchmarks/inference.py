@@ -2,12 +2,12 @@
 
     python -m training benchmark inference [NETWORK] [--rounds 9] [--steps 4]
 
-Our exports, onnxruntime and OpenVINO on ours of theirs, PyTorch (channels last), and where keras.applications has
-the network, its model as a SavedModel and as TFLite files, made as the guides teach. Random
-weights; all use every core. All alternate in one process, with a product of two large float32
-matrices, of whose arithmetic rate each network's is a share. Peers that are not installed are left
-out. SavedModels of ours take uint8 images and normalise them; the others get what goes into the
-network.
+Our exports, onnxruntime and OpenVINO on those made for them, PyTorch (channels last), and where
+keras.applications has the network, its model as a SavedModel and as TFLite files, made as the
+guides teach. Random weights; all use every core. All alternate in one process, with a product of
+two large float32 matrices, of whose arithmetic rate each network's is a share. Peers that are not
+installed are left out. SavedModels of ours take uint8 images and normalise them; the others get
+what goes into the network.
 """
 
 import importlib.util
