@@ -1,10 +1,10 @@
 """What int8 costs each family of networks, and what each remedy gains, on CIFAR-10.
 
-    TFDS_DATA_DIR=... python benchmarks/quantization.py [FAMILY ...] [--steps 2000] [--models DIR]
+    TFDS_DATA_DIR=... python benchmarks/quantization.py [FAMILY ...] [--remedies] [--models DIR]
 
 Trains a small member of each family with our recipe, exports it in 8 bits, and compares on the test
-images: as the library does it, and without each of its remedies. `--models` keeps the networks, so
-that a second call does not train them again.
+images; with `--remedies` also without each of the library's remedies. `--models` keeps the
+networks, so that a second call does not train them again.
 """
 
 import argparse
@@ -66,7 +66,6 @@ FAMILIES = {
 
 # Each takes one remedy of the library away.
 REMEDIES = {
-    "as exported": contextlib.nullcontext,
     "with ranges from minimum to maximum": lambda: mock.patch.object(
         ranges, "narrow_ranges", lambda content, images: content
     ),
@@ -105,15 +104,16 @@ def test_images(dataset, model, count: int):
     return np.asarray(keras_resnet.preprocess_input(images, model)), labels
 
 
-def measure(model, dataset, *, count: int) -> dict[str, export.ExportReport]:
-    """One report for each row of `REMEDIES`."""
+def measure(model, dataset, *, count: int, remedies: bool) -> dict[str, export.ExportReport]:
+    """The report of the export as it is, and with `remedies` one for each row of `REMEDIES`."""
     images, labels = test_images(dataset, model, count)
     batches = pipeline.training_batches(
         dataset, batch_size=100, augmentation={}, preprocessing=model.preprocessing, seed=0
     )
     calibration = [images for images, _ in batches.take(CALIBRATION_IMAGES // 100)]
     reports = {}
-    for name, taken_away in REMEDIES.items():
+    ways = {"as exported": contextlib.nullcontext} | (REMEDIES if remedies else {})
+    for name, taken_away in ways.items():
         with tempfile.TemporaryDirectory() as folder, taken_away():
             reports[name] = export.tflite(
                 model,
@@ -131,6 +131,7 @@ def main():
     """Prints a table as the families come in, and the worst layers of each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], help="default: all")
+    parser.add_argument("--remedies", action="store_true", help="also without each of them")
     parser.add_argument("--steps", type=int, default=2000, help="of training, 128 images each")
     parser.add_argument("--images", type=int, default=10_000, help="how many test images")
     parser.add_argument("--models", type=pathlib.Path, help="folder to keep the networks in")
@@ -151,7 +152,8 @@ def main():
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 model.save(kept)
-        for name, report in measure(model, dataset, count=arguments.images).items():
+        reports = measure(model, dataset, count=arguments.images, remedies=arguments.remedies)
+        for name, report in reports.items():
             loss = report.keras_accuracy - report.accuracy
             table.add_row(
                 family,
