@@ -17,11 +17,11 @@ from keras_resnet.surgery import equalize_channels, fold_batch_norm
 # The function of this module hides the module itself behind its name.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
 
-STREAMS = ("pre_activation", "pre_activation_cifar", "wide", "dense", "dense_bottleneck")
+STREAMS = ("dense", "dense_bottleneck")
 
 
 def make_model(family):
-    """A network whose sums or concatenations have channels between 0.01 and 10."""
+    """A network whose concatenations have channels between 0.01 and 10."""
     network = keras_resnet.build(SMALL[family], input_shape=(16, 16, 3), classifier_activation=None)
     network = look_trained(network)
     rng = np.random.default_rng(1)
@@ -90,8 +90,8 @@ def test_eight_bits_lose_less(tmp_path, monkeypatch):
     assert equal.operations == unequal.operations
 
 
-@pytest.mark.parametrize("family", ["resnet_d", "se", "exclusive_gating", "stochastic_depth"])
-def test_what_convolutions_read_stays_as_it_is(family):
+@pytest.mark.parametrize("family", ["resnet_d", "se", "exclusive_gating", "pre_activation_cifar"])
+def test_what_convolutions_read_or_is_added_stays_as_it_is(family):
     model = fold_batch_norm(look_trained(keras_resnet.build(SMALL[family])))
     equalized = equalize_channels(model)
     for before, after in zip(model.weights, equalized.weights, strict=True):

@@ -1,13 +1,11 @@
 """Channels of one tensor share the steps of 8 bits: here they are given one magnitude."""
 
-import collections
 import itertools
 
 import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
 from keras_resnet.surgery.graph import Edit, Graph, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu
 
@@ -18,20 +16,20 @@ _EACH_CHANNEL_BY_ITSELF = (
     layers.AveragePooling2D,
     layers.MaxPooling2D,
     layers.ZeroPadding2D,
-    StochasticDepth,
 )
 
 
 def equalize_channels(model: keras.Model) -> keras.Model:
     """Gives the channels that only batch normalisations read one magnitude.
 
-    Pre-activation and densely connected networks carry sums and concatenations past every layer,
-    whose channels may differ in size by orders of magnitude; with one scale for all of them the
-    small ones drown in 8 bits, and the batch normalisation behind makes them large again, with
-    their errors. A channel can be multiplied where it is written, in the convolution's kernel and
-    bias, and divided again in the batch normalisations that read it; sums, concatenations, pooling,
-    padding and ReLU let a positive factor through. How large a channel is, its readers' moving
-    statistics say. Channels that anything else reads or writes stay as they are.
+    Densely connected networks carry concatenations past every layer, whose channels may differ in
+    size by orders of magnitude; with one scale for all of them the small ones drown in 8 bits, and
+    the batch normalisation behind makes them large again, with their errors. A channel can be
+    multiplied where it is written, in the convolution's kernel and bias, and divided again in the
+    batch normalisations that read it; concatenation, pooling, padding and ReLU let a positive
+    factor through. How large a channel is, its readers' moving statistics say. Channels that
+    anything else reads or writes stay as they are. (Sums do as well: what is added at different
+    depths would need one factor, and it grows at different rates.)
 
     Args:
         model: Functional or built Sequential model, channels last, best with its batch
@@ -60,7 +58,7 @@ def equalize_channels(model: keras.Model) -> keras.Model:
 
 
 class _Channels:
-    """Which channels of a graph are the same, who writes and who reads them.
+    """The channels of a graph by number, and who writes and reads them.
 
     Attributes:
         writers: From each convolution whose output may be scaled to the numbers of its channels.
@@ -69,13 +67,11 @@ class _Channels:
 
     def __init__(self, graph):
         self.writers, self.readers = {}, {}
-        self._graph, self._of, self._count = graph, {}, itertools.count()
-        self._same, self._fixed = collections.defaultdict(set), set()
+        self._graph, self._of, self._count, self._fixed = graph, {}, itertools.count(), set()
         for node in graph.nodes:
             self._visit(node)
         for inner in graph.models.values():
-            for tensor in (*inner.inputs, *inner.outputs):
-                self._fix(tensor)
+            self._fix(*inner.inputs, *inner.outputs)
 
     def _visit(self, node):
         layer, inputs, (output,) = node.operation, node.input_tensors, node.outputs
@@ -88,12 +84,6 @@ class _Channels:
             self._fix(output)
         elif isinstance(layer, layers.Concatenate) and layer.axis in (-1, 3):
             self._of[id(output)] = np.concatenate([self._numbers(tensor) for tensor in inputs])
-        elif isinstance(layer, layers.Add) and len({tensor.shape for tensor in inputs}) == 1:
-            for tensor in inputs:
-                self._join(self._numbers(tensor), self._numbers(output))
-        elif isinstance(layer, ZeroPadShortcut):
-            numbers = self._numbers(*inputs)
-            self._of[id(output)] = np.append(numbers, self._new(layer.filters - len(numbers)))
         elif is_relu(layer) or isinstance(layer, _EACH_CHANNEL_BY_ITSELF):
             self._of[id(output)] = self._numbers(*inputs)
         else:
@@ -102,48 +92,22 @@ class _Channels:
     def _numbers(self, tensor):
         """The numbers of a tensor's channels."""
         if id(tensor) not in self._of:
-            self._of[id(tensor)] = self._new(tensor.shape[-1] or 0)
+            size = tensor.shape[-1] or 0
+            self._of[id(tensor)] = np.fromiter(itertools.islice(self._count, size), int, size)
         return self._of[id(tensor)]
-
-    def _new(self, size):
-        return np.fromiter(itertools.islice(self._count, size), int, size)
-
-    def _join(self, ones, others):
-        for one, other in zip(ones, others):
-            self._same[one].add(other)
-            self._same[other].add(one)
 
     def _fix(self, *tensors):
         self._fixed.update(*(self._numbers(tensor) for tensor in tensors))
 
     def factors(self):
-        """What each channel is to be multiplied by: those that are the same by the same."""
+        """What each channel is to be multiplied by."""
         sizes = np.zeros(next(self._count))
         for norm, numbers in self.readers.items():
             mean, variance = norm.get_weights()[-2:]
-            size = np.abs(mean) + _DEVIATIONS * np.sqrt(variance)
-            np.maximum.at(sizes, numbers, size)
-        factors, done = np.ones(len(sizes), "float32"), set()
-        largest = sizes.max(initial=0.0)
-        for number in range(len(sizes)):
-            if number in done:
-                continue
-            group = self._group(number)
-            done |= group
-            if group.isdisjoint(self._fixed) and largest:
-                size = max(sizes[member] for member in group)
-                factors[list(group)] = 1 / max(size, _SMALLEST * largest)
-        return factors
-
-    def _group(self, number):
-        """The channels that are the same as one."""
-        group, left = set(), [number]
-        while left:
-            member = left.pop()
-            if member not in group:
-                group.add(member)
-                left.extend(self._same[member])
-        return group
+            np.maximum.at(sizes, numbers, np.abs(mean) + _DEVIATIONS * np.sqrt(variance))
+        factors = 1 / np.maximum(sizes, _SMALLEST * sizes.max(initial=0.0) or 1.0)
+        factors[list(self._fixed)] = 1.0
+        return factors.astype("float32")
 
 
 def _writes(layer):
