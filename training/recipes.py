@@ -213,7 +213,7 @@ RECIPES: dict[str, Recipe] = {
             validation_examples=1_000,
             reference="ours: the paper's 91.25% in a quarter of its steps; one-cycle policy of "
             "Smith and Topin 2018",
-            measured_accuracy=0.9162,  # seed 0
+            measured_accuracy=0.9162,  # seed 0; 0.9179 with seed 1
         ),
         _of_the_paper("resnet20", reference=_TABLE_6.format("91.25%")),
         _of_the_paper("resnet32", reference=_TABLE_6.format("92.49%")),
