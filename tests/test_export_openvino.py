@@ -58,7 +58,7 @@ def test_openvino_computes_what_keras_computes(model, expected, tmp_path):
     assert report.max_probability_difference < 1e-5
     assert report.accuracy == report.keras_accuracy
     assert report.operations["Convolution"] == 7
-    assert "BatchNormInference" not in report.operations
+    assert report.operations.keys().isdisjoint({"Constant", "BatchNormInference"})
     for count in (5, 1):  # any batch
         np.testing.assert_allclose(run(path, IMAGES[:count]), expected[:count], atol=1e-5)
     weights = 4 * sum(np.prod(weight.shape) for weight in model.trainable_weights)

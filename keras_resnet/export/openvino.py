@@ -12,6 +12,7 @@ from keras_resnet.export.staging import check_replaceable
 
 PACKAGES = ("openvino",)
 GRAPH, WEIGHTS = "model.xml", "model.bin"
+_NO_OPERATIONS = {"Constant", "Parameter", "Result"}  # nodes of the graph besides
 
 
 def openvino(
@@ -86,10 +87,11 @@ def _write(model, folder, properties):
     named = folder / "named.xml"  # the weights of the first are still being read
     openvino.serialize(written, named)
     operations = collections.Counter(node.get_type_name() for node in written.get_ops())
+    operations = {name: n for name, n in operations.most_common() if name not in _NO_OPERATIONS}
     del written, output
     named.replace(graph)
     named.with_suffix(".bin").replace(folder / WEIGHTS)
-    return dict(operations.most_common())
+    return operations
 
 
 def _load(folder) -> Callable[[np.ndarray], np.ndarray]:
