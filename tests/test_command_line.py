@@ -9,6 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
+from training import __main__ as command_line
+
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +29,22 @@ def training(*arguments, cwd):
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture
+def training_here(monkeypatch, capsys):
+    """The same in this process, which has TensorFlow already: for commands that change nothing."""
+
+    def run(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["training", *arguments])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, output.out, output.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +101,23 @@ def test_a_recipe_is_changed_on_the_command_line(tmp_path):
         (("--batch-size", "9", "--accumulation-steps", "2"), "Use 8 or 10."),
     ],
 )
-def test_changes_that_do_not_fit_are_errors(arguments, message, tmp_path):
-    answer = training("train", "digits-resnet20", *arguments, cwd=tmp_path)
+def test_changes_that_do_not_fit_are_errors(training_here, arguments, message, tmp_path):
+    answer = training_here("train", "digits-resnet20", *arguments, cwd=tmp_path)
     assert answer.returncode == 2
     assert message in answer.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_list_shows_networks_and_recipes():
-    answer = training("list", cwd=CHECKOUT)
+def test_list_shows_networks_and_recipes(training_here):
+    answer = training_here("list", cwd=CHECKOUT)
     assert answer.returncode == 0, answer.stderr
     for name in ("resnet152", "cifar_plainnet56", "cifar10-resnet110", "32,000, 48,000"):
         assert name in answer.stdout
 
 
-def test_list_counts_what_the_paper_counts():
+def test_list_counts_what_the_paper_counts(training_here):
     """Parameters of the paper's table 6, to the digit, and the multiply-adds of option A."""
-    answer = training("list", "*resnet20", "--count", cwd=CHECKOUT)
+    answer = training_here("list", "*resnet20", "--count", cwd=CHECKOUT)
     assert answer.returncode == 0, answer.stderr
     assert "269,722" in answer.stdout
     assert "40,551,040" in answer.stdout
@@ -174,8 +192,8 @@ def test_export_proves_every_file(trained):
     ],
     ids=["recipe", "replicas", "run"],
 )
-def test_mistakes_end_in_one_message(tmp_path, arguments, message):
-    answer = training(*arguments, cwd=tmp_path)
+def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message):
+    answer = training_here(*arguments, cwd=tmp_path)
     assert answer.returncode == 2
     assert answer.stderr.strip().endswith(message)
     assert "Traceback" not in answer.stderr
