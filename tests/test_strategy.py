@@ -43,6 +43,7 @@ def test_no_device_is_refused(replicas):
     )
 
 
+@pytest.mark.slow
 @without_gpu
 def test_dividing_too_late_is_refused():
     program = (
