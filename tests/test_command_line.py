@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from training import __main__ as command_line
+from training.commands import console
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,7 +38,7 @@ def training_here(monkeypatch, capsys):
 
     def run(*arguments, cwd):
         monkeypatch.chdir(cwd)
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(console, "width", 200)
         monkeypatch.setattr(sys, "argv", ["training", *arguments])
         with pytest.raises(SystemExit) as end:
             command_line.main()
