@@ -30,9 +30,9 @@ def batch(one_hot):
     [
         ({}, False),
         ({"label_smoothing": 0.1}, True),
-        pytest.param({"loss": "binary_crossentropy"}, True, marks=pytest.mark.slow),
-        pytest.param({"augmentation": {"mixup": {}}}, True, marks=pytest.mark.slow),
-        pytest.param({"augmentation": {"random_erasing": {}}}, False, marks=pytest.mark.slow),
+        ({"loss": "binary_crossentropy"}, True),
+        ({"augmentation": {"mixup": {}}}, True),
+        ({"augmentation": {"random_erasing": {}}}, False),
     ],
 )
 def test_labels_are_vectors_where_they_must_be(digits, changes, one_hot):

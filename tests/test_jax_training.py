@@ -98,7 +98,6 @@ def test_two_devices_learn_what_tensorflow_learns_on_one(tmp_path):
         np.testing.assert_allclose(variable, value, atol=1e-4, err_msg=variable.path)
 
 
-@pytest.mark.slow
 def test_too_few_devices_are_refused(tmp_path):
     answer = on_jax("-m", "training", "train", "digits-resnet20", "--replicas", "3", cwd=tmp_path)
     assert answer.returncode == 2

@@ -22,11 +22,7 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(
-    scope="module",
-    params=[1, pytest.param(2, marks=pytest.mark.slow)],
-    ids=["one_replica", "two_replicas"],
-)
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_replica", "two_replicas"])
 def run(request, tmp_path_factory):
     """A run of a few steps that ends in the middle of its second epoch."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"

@@ -16,7 +16,7 @@ from keras_resnet import build, count_macs
         (44, 97_174_144),
         (56, 125_485_696),
         (110, 252_887_680),
-        pytest.param(1202, 2_829_238_912, marks=pytest.mark.slow),
+        (1202, 2_829_238_912),
     ],
 )
 def test_cifar_networks(depth, expected):

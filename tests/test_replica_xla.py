@@ -209,10 +209,7 @@ def test_a_first_batch_that_does_not_divide():
     assert largest_difference(one, two) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("replicas", "jit_compile"),
-    [pytest.param(None, False, marks=pytest.mark.slow), (1, True), (2, True)],
-)
+@pytest.mark.parametrize(("replicas", "jit_compile"), [(None, False), (1, True), (2, True)])
 def test_accumulated_gradients_are_those_of_the_whole_batch(replicas, jit_compile):
     whole = trained(None, jit_compile=False)
     parts = trained(replicas, jit_compile=jit_compile, accumulation_steps=4)

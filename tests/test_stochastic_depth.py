@@ -354,7 +354,6 @@ def test_fit_gives_the_same_weights_in_every_way(replicas, arguments, decide):
     assert largest_difference(trained(replicas, **arguments), plain) < 1e-5
 
 
-@pytest.mark.slow
 def test_xla_takes_batches_of_open_size(decide):
     """It cannot differentiate a condition around them; the residuals are multiplied instead."""
     decide(SOME)

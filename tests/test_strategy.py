@@ -43,7 +43,6 @@ def test_no_device_is_refused(replicas):
     )
 
 
-@pytest.mark.slow
 @without_gpu
 def test_dividing_too_late_is_refused():
     program = (

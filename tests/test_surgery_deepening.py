@@ -92,9 +92,7 @@ def test_a_backbone_in_a_classifier_is_deepened():
     assert deep.get_layer(backbone.name).variant.blocks == (2, 2)
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar_resnet20", pytest.param("cifar_plainnet20", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_plainnet20"])
 def test_the_deeper_network_trains_on(name, tmp_path):
     digits = sklearn.datasets.load_digits()
     x, y = digits.images[:256, ..., None] / 16, digits.target[:256]
