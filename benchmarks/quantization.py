@@ -67,7 +67,7 @@ FAMILIES = {
 # Each takes one remedy of the library away.
 REMEDIES = {
     "with ranges from minimum to maximum": lambda: mock.patch.object(
-        ranges, "narrow_ranges", lambda content, images: content
+        ranges, "narrowed_ranges", lambda content, images: [content]
     ),
     "with the magnitudes of channels as they are": lambda: mock.patch.object(
         tflite_module, "equalize_channels", lambda model: model

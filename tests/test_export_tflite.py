@@ -277,6 +277,60 @@ def test_an_outlier_among_the_calibration_images_does_not_coarsen_the_steps(
         "tolerance": Tolerance(),
     }
     narrow = export.tflite(model, tmp_path / "narrow.tflite", **request)
-    monkeypatch.setattr(ranges, "narrow_ranges", lambda content, images: content)
+    monkeypatch.setattr(ranges, "narrowed_ranges", lambda content, images: [content])
     wide = export.tflite(model, tmp_path / "wide.tflite", **request)
     assert sum(narrow.layer_errors.values()) < 0.9 * sum(wide.layer_errors.values())
+
+
+def test_a_few_glaring_calibration_images_do_not_coarsen_the_steps_of_the_others(tmp_path):
+    images = keras.Input((8, 8, 3))
+    gain = keras.layers.GlobalAveragePooling2D(keepdims=True)(images)
+    gain = keras.layers.Conv2D(8, 1, activation="relu", name="gain")(gain)
+    features = keras.layers.Conv2D(8, 3, name="features")(images)
+    features = keras.layers.Multiply(name="loud")([features, gain])
+    features = keras.layers.GlobalAveragePooling2D()(features)
+    model = keras.Model(images, keras.layers.Dense(4, activation="softmax")(features))
+    model.get_layer("gain").set_weights([np.full((1, 1, 3, 8), 20.0), np.full(8, -19.0)])
+
+    calibration = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype("float32")
+    calibration += 1 / 3 - calibration.mean(axis=(1, 2, 3), keepdims=True)  # a gain of 1
+    quiet = calibration.copy()
+    calibration[::20] += 2 / 3  # of 41
+    errors = {
+        name: export.tflite(
+            model,
+            tmp_path / f"{name}.tflite",
+            quantization="int8",
+            representative_data=images,
+            examples=quiet,
+            tolerance=Tolerance(),
+        ).layer_errors["loud"]
+        for name, images in {"quiet": quiet, "glaring": calibration}.items()
+    }
+    assert errors["glaring"] < 3 * errors["quiet"]
+
+
+def test_of_the_ways_to_narrow_ranges_the_one_nearest_to_float32_is_written(
+    model, tmp_path, monkeypatch
+):
+    calibration = IMAGES * np.linspace(0.2, 2, len(IMAGES))[:, None, None, None].astype("float32")
+    expected = model.predict(calibration[: ranges.IMAGES], verbose=0)
+
+    def distance(name):
+        path = tmp_path / f"{name}.tflite"
+        export.tflite(
+            model,
+            path,
+            quantization="int8",
+            representative_data=calibration,
+            tolerance=Tolerance(),
+        )
+        answers = export.load_tflite(path)(calibration[: ranges.IMAGES])
+        return np.mean((answers - expected) ** 2)
+
+    chosen, single = distance("chosen"), {}
+    for exponent in ranges.EXPONENTS:
+        monkeypatch.setattr(ranges, "EXPONENTS", (exponent,))
+        single[exponent] = distance(f"exponent{exponent:.0f}")
+    assert chosen == min(single.values())
+    assert len(set(single.values())) > 1

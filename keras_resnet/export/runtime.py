@@ -31,7 +31,11 @@ def load_tflite(path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=threads)
+    return classifier(Interpreter(str(path), num_threads=threads))
+
+
+def classifier(interpreter) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that `load_tflite` returns, of a LiteRT interpreter."""
     interpreter.allocate_tensors()
     (target,) = interpreter.get_output_details()
 
