@@ -87,11 +87,12 @@ class ZeroPadShortcut(keras.layers.Layer):
         return self.filters - channels
 
     def call(self, inputs):
-        missing = self._missing_channels(inputs.shape)
-        step = self.strides
+        missing = [0, self._missing_channels(inputs.shape)]
+        # Means of one pixel: TensorFlow slices with strides on one core only.
+        kept = ops.average_pool(inputs, 1, self.strides, data_format=self.data_format)
         if self.data_format == "channels_first":
-            return ops.pad(inputs[:, :, ::step, ::step], [[0, 0], [0, missing], [0, 0], [0, 0]])
-        return ops.pad(inputs[:, ::step, ::step, :], [[0, 0], [0, 0], [0, 0], [0, missing]])
+            return ops.pad(kept, [[0, 0], missing, [0, 0], [0, 0]])
+        return ops.pad(kept, [[0, 0], [0, 0], [0, 0], missing])
 
     def compute_output_shape(self, input_shape):
         self._missing_channels(input_shape)
