@@ -1,6 +1,5 @@
 """From which to which value 8 bits reach, for each activation of a graph."""
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ from keras_resnet.export.runtime import run
 
 IMAGES = 100
 VALUES = 512  # of each tensor and image, drawn at random
-SHARES = np.geomspace(0.05, 1.0, 40)  # of the range that was seen
+SHARES = np.geomspace(1.0, 0.05, 40)  # of the range that was seen
 EXPONENTS = (2.0, 1.5, 1.0)  # of errors: the smaller, the more outliers are clipped
 STEPS = 255  # between the smallest and the largest of 8 bits
 
@@ -35,17 +34,16 @@ def narrowed_ranges(content: bytes, images: np.ndarray) -> Iterator[bytes]:
     Nahshan et al. 2021, "Loss aware post-training quantization", section 4 (the exponents).
     """
     model = unpack(content)
-    seen = _seen_values(content, _made_with_ranges(model), images[:IMAGES])
-    for exponent in EXPONENTS:
-        narrow = copy.deepcopy(model)
-        for number, found in _made_with_ranges(narrow).items():
-            low, high = min(float(found.min[0]), 0.0), max(float(found.max[0]), 0.0)
-            share = _best_share(seen[number], low, high, exponent)
-            found.min, found.max = [found.min[0] * share], [found.max[0] * share]
-        yield pack(narrow)
+    wide = {number: (found.min[0], found.max[0]) for number, found in _ranges(model).items()}
+    seen = _seen_values(content, wide, images[:IMAGES])
+    shares = {number: _best_shares(seen[number], *ends) for number, ends in wide.items()}
+    for choice in range(len(EXPONENTS)):
+        for number, found in _ranges(model).items():
+            found.min, found.max = ([end * shares[number][choice]] for end in wide[number])
+        yield pack(model)
 
 
-def _made_with_ranges(model):
+def _ranges(model):
     """From the number of each tensor that an operation makes to the range it has."""
     (graph,) = model.subgraphs
     made = [operator.outputs[0] for operator in graph.operators]
@@ -71,17 +69,19 @@ def _seen_values(content, numbers, images):
     return {number: np.concatenate(values) for number, values in drawn.items()}
 
 
-def _best_share(values, low, high, exponent):
-    """How much of a range to keep."""
+def _best_shares(values, low, high):
+    """For each exponent, how much of a range to keep."""
     if low == high:
-        return 1.0
+        return np.ones(len(EXPONENTS))
+    low, high = min(low, 0.0), max(high, 0.0)
     images = np.sqrt(np.mean(values**2, axis=1, keepdims=True))
     images = np.maximum(images, 1e-3 * np.sqrt(np.mean(values**2)))  # some are zero throughout
 
-    def error(share):
+    def errors(share):
         step = (high - low) * share / STEPS
-        zero = round(-low * share / step)
+        zero = np.round(-low * share / step)
         rounded = np.clip(np.round(values / step) + zero, 0, STEPS)
-        return np.mean((np.abs((rounded - zero) * step - values) / images) ** exponent)
+        relative = np.abs((rounded - zero) * step - values) / images
+        return [np.mean(relative**exponent) for exponent in EXPONENTS]
 
-    return float(min(SHARES[::-1], key=error))
+    return SHARES[np.argmin([errors(share) for share in SHARES], axis=0)]
