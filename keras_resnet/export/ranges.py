@@ -75,7 +75,7 @@ def _best_shares(values, low, high):
         return np.ones(len(EXPONENTS))
     low, high = min(low, 0.0), max(high, 0.0)
     images = np.sqrt(np.mean(values**2, axis=1, keepdims=True))
-    images = np.maximum(images, 1e-3 * np.sqrt(np.mean(values**2)))  # some are zero throughout
+    images = np.maximum(images, 1e-3 * np.sqrt(np.mean(values**2)) or 1.0)  # some hold zeros only
 
     def errors(share):
         step = (high - low) * share / STEPS
