@@ -85,8 +85,10 @@ def test_raw_images_go_in_when_preprocessing_is_inside(model, expected, tmp_path
     np.testing.assert_allclose(run(tmp_path / "m", RAW), expected, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(row, marks=[] if row == "resnext" else [pytest.mark.slow]) for row in SMALL],
+)
 def test_every_family_is_exported(tmp_path, family):
     model = look_trained(keras_resnet.build(SMALL[family], input_shape=(16, 16, 3)))
     report = export.openvino(model, tmp_path / "m", examples=IMAGES)
