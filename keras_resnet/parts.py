@@ -10,7 +10,7 @@ import dataclasses
 import keras
 from keras import layers
 
-from keras_resnet.layers import BatchNormalization
+from keras_resnet.layers import BatchNormalization, GroupedConv2D
 
 # Those of Caffe and torch (whose momentum=0.1 is 1 - ours); Keras's own are 1e-3 and 0.99.
 BN_EPSILON = 1e-5
@@ -75,7 +75,8 @@ def conv(x, filters, kernel_size, variant, *, strides=1, dilation=1, groups=1, n
     """
     if strides > 1 and kernel_size > 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
-    return layers.Conv2D(
+    convolution = layers.Conv2D if groups == 1 else GroupedConv2D
+    return convolution(
         filters,
         kernel_size,
         strides=strides,

@@ -33,7 +33,7 @@ ALLOWED = {
     "weights": ("variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "preprocessing"),
-    "export": ("preprocessing", "resampling", "surgery"),
+    "export": ("layers", "preprocessing", "resampling", "surgery"),
 }
 # Modules of TensorFlow alone, which `models` imports where that is the backend.
 OF_TENSORFLOW = {"replica_xla", "dropping"}

@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 
-from keras_resnet.layers import BatchNormalization, StochasticDepth, ZeroPadShortcut
+from keras_resnet.layers import BatchNormalization, GroupedConv2D, StochasticDepth, ZeroPadShortcut
 
 
 @pytest.mark.parametrize("strides", [1, 2, 3])
@@ -49,12 +50,67 @@ def test_zero_pad_shortcut_cannot_drop_channels():
     [
         ZeroPadShortcut(8, 2, data_format="channels_first", name="pad"),
         StochasticDepth(0.7, per_image=True, seed=3, name="drop", dtype="mixed_bfloat16"),
+        GroupedConv2D(8, 3, strides=2, groups=4, use_bias=False, name="conv"),
     ],
 )
 def test_layers_come_back_from_their_config(layer):
     config = keras.saving.serialize_keras_object(layer)
     assert config["registered_name"].startswith("keras_resnet>")
     assert keras.saving.deserialize_keras_object(config).get_config() == layer.get_config()
+
+
+# Groups, channels and filters: several groups together, groups that do not divide evenly into
+# parts, as many groups as channels, and groups wider than the parts.
+GROUPS = {"many": (8, 64, 64), "odd": (3, 30, 12), "depthwise": (24, 24, 48), "wide": (2, 96, 40)}
+
+
+@pytest.mark.parametrize("shape", GROUPS)
+@pytest.mark.parametrize(
+    ("strides", "dilation", "jit_compile"),
+    [(1, 1, False), (2, 1, False), (1, 2, False), (2, 1, True)],
+)
+def test_gradients_of_grouped_convolutions(shape, strides, dilation, jit_compile):
+    """A convolution is linear in images and in kernel: `<u, conv(dx, k)> = <gradient, dx>`."""
+    groups, channels, filters = GROUPS[shape]
+    layer = GroupedConv2D(filters, 3, strides=strides, groups=groups, dilation_rate=dilation)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 8, channels))
+    y = layer(np.float32(x))
+    kernel = np.float64(layer.kernel)
+
+    def convolved(x, kernel):
+        """NumPy's, without the padding of the reference."""
+        padded = reference.conv2d(x, kernel, dilation=dilation)
+        return padded[:, dilation:-dilation:strides, dilation:-dilation:strides]
+
+    np.testing.assert_allclose(y, convolved(x, kernel), rtol=1e-4, atol=1e-5)
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients(x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return tape.gradient(y, (x, layer.kernel.value), upstream)
+
+    upstream = rng.normal(size=y.shape)
+    found = gradients(tf.constant(x, "float32"), tf.constant(upstream, "float32"))
+    for _ in range(5):
+        dx, dk = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+        for gradient, change, direction in zip(
+            found, (convolved(dx, kernel), convolved(x, dk)), (dx, dk)
+        ):
+            expected = np.sum(upstream * change)
+            scale = np.linalg.norm(upstream) * np.linalg.norm(change)
+            assert abs(np.sum(gradient * direction) - expected) < 1e-6 * scale
+
+
+def test_a_grouped_convolution_is_one_operation():
+    """Keras's own is a call of a program of XLA, which servers and converters may not have."""
+    layer = GroupedConv2D(8, 3, groups=4)
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec((None, 9, 9, 8))).graph
+    kinds = [operation.type for operation in graph.get_operations()]
+    assert kinds.count("Conv2D") == 1
+    assert not any("Call" in kind for kind in kinds)
 
 
 def draws(layer, batch, times):

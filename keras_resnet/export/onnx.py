@@ -10,6 +10,7 @@ import numpy as np
 from keras_resnet.export.keras_exporter import check_packages, export_through_keras, images_spec
 from keras_resnet.export.report import ExportReport, Tolerance
 from keras_resnet.export.staging import check_replaceable
+from keras_resnet.layers import GroupedConv2D
 
 PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 _AXES = ("batch", "height", "width", "channels")
@@ -71,24 +72,12 @@ def onnx(
     )
 
 
-class _GroupedConv2D(keras.layers.Conv2D):
-    """A convolution in groups as one operation of TensorFlow, which the converter knows.
-
-    Keras wraps it in a program of XLA on TensorFlow, which the converter does not look into.
-    """
-
-    def convolution_op(self, inputs, kernel):
-        import tensorflow as tf
-
-        return tf.nn.convolution(
-            inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate
-        )
-
-
 def _without_xla(model):
+    """A copy whose grouped convolutions are no programs of XLA: the converter looks into none."""
+
     def copy(layer):
         grouped = type(layer) is keras.layers.Conv2D and layer.groups > 1
-        return (_GroupedConv2D if grouped else type(layer)).from_config(layer.get_config())
+        return (GroupedConv2D if grouped else type(layer)).from_config(layer.get_config())
 
     copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
     copied.set_weights(model.get_weights())

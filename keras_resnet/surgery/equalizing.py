@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.surgery.graph import Edit, Graph, rewrite
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu
 
 _DEVIATIONS = 6.0  # from the mean, within which nearly all values are
@@ -111,7 +111,7 @@ class _Channels:
 
 
 def _writes(layer):
-    is_plain = type(layer) is layers.Conv2D and layer.activation is keras.activations.linear
+    is_plain = type(layer) in CONVOLUTIONS_2D and layer.activation is keras.activations.linear
     return is_plain and len(layer.get_weights()) == 1 + layer.use_bias
 
 

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.surgery.graph import Edit, Graph, rewrite
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
 
 # Exactly these: a subclass may do something else with its kernel.
 _CONVOLUTIONS = (
     layers.Conv1D,
-    layers.Conv2D,
+    *CONVOLUTIONS_2D,
     layers.Conv3D,
     layers.DepthwiseConv1D,
     layers.DepthwiseConv2D,

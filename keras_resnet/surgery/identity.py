@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth
-from keras_resnet.surgery.graph import Graph, copy_layer, replay
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_layer, replay
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu, non_negative_tensors
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -80,7 +80,7 @@ class Template:
                     self._starts.add(id(tensor))
             elif isinstance(layer, layers.BatchNormalization):
                 self._settings[layer] = _undo
-            elif type(layer) is layers.Conv2D and layer.filters == self._channels(layer):
+            elif type(layer) in CONVOLUTIONS_2D and layer.filters == self._channels(layer):
                 self._settings[layer] = _make_delta
             elif is_relu(layer):
                 if id(source) not in non_negative_tensors(self._graph):

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet.surgery.folding import fold_batch_norm
-from keras_resnet.surgery.graph import Edit, Graph, rewrite
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
 from keras_resnet.surgery.pattern import convolution_tap, is_relu
 
 
@@ -51,7 +51,7 @@ def to_residual(model: keras.Model) -> keras.Model:
 
 def _keeps_shape(node):
     conv = node.operation
-    if type(conv) is not layers.Conv2D or conv.activation is not keras.activations.linear:
+    if type(conv) not in CONVOLUTIONS_2D or conv.activation is not keras.activations.linear:
         return False
     inputs = conv.kernel.shape[-2] * conv.groups
     return inputs == conv.filters and conv.padding == "same" and set(conv.strides) == {1}
