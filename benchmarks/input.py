@@ -48,7 +48,7 @@ def of_recipe(recipe: Recipe, *, data_dir=None, steps: int, rounds: int) -> None
         image_sizes=recipe.image_sizes,
         steps=recipe.steps,
     )
-    fixed = tf.data.Dataset.from_tensors(next(iter(batches))).repeat()
+    fixed = pipeline.ready(tf.data.Dataset.from_tensors(next(iter(batches))).repeat())
 
     def train(data):
         model.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0)
@@ -110,7 +110,7 @@ def of_folder(folder, *, batch_size: int, steps: int, rounds: int) -> None:
 
 
 def plain_batches(paths, batch_size: int, preprocessing=None) -> tf.data.Dataset:
-    """What one writes: read, decode, crop at random, resize, batch, prefetch.
+    """What one writes: read, decode, crop at random, resize, batch, prefetch; on all cores.
 
     Args:
         paths: JPEG files.
@@ -136,8 +136,8 @@ def plain_batches(paths, batch_size: int, preprocessing=None) -> tf.data.Dataset
         return preprocessing.normalize(tf.image.random_flip_left_right(image))
 
     files = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
-    images = files.map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    return images.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    images = files.map(load, num_parallel_calls=splits.PARALLEL_CALLS)
+    return pipeline.ready(images.batch(batch_size, drop_remainder=True))
 
 
 def alternate(candidates, *, images: int, rounds: int):

@@ -1,6 +1,6 @@
 """What int8 costs each family of networks, and what each remedy gains, on CIFAR-10.
 
-    TFDS_DATA_DIR=... python benchmarks/quantization.py [FAMILY ...] [--remedies] [--models DIR]
+    TFDS_DATA_DIR=... python -m benchmarks.quantization [FAMILY ...] [--remedies] [--models DIR]
 
 Trains a small member of each family with our recipe, exports it in 8 bits, and compares on the test
 images; with `--remedies` also without each of the library's remedies. `--models` keeps the
@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import importlib
 import pathlib
-import sys
 import tempfile
 from unittest import mock
 
@@ -20,8 +19,6 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import keras_resnet
 from keras_resnet import export

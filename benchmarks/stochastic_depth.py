@@ -1,6 +1,6 @@
 """Step time of stochastic depth against constant depth, on this machine.
 
-    python benchmarks/stochastic_depth.py [--depth 56] [--batch 64] [--rounds 9] [--steps 4]
+    python -m benchmarks.stochastic_depth [--depth 56] [--batch 64] [--rounds 9] [--steps 4]
 
 Alternates, in one process: constant depth, stochastic depth per batch (a dropped residual is not
 computed), and per image (all are computed, and multiplied by 0 or 1). With linear survival down to
@@ -10,10 +10,12 @@ computed), and per image (all are computed, and multiplied by 0 or 1). With line
 import argparse
 import functools
 
-import alternation
 import numpy as np
+import tensorflow as tf
 
 import keras_resnet
+from benchmarks import alternation
+from training import pipeline
 
 KINDS = {
     "constant depth": {},
@@ -33,11 +35,13 @@ def main():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(arguments.batch * arguments.steps, 32, 32, 3)).astype("float32")
     labels = rng.integers(0, 10, len(images))
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(arguments.batch)
+    batches = pipeline.ready(batches)
     candidates = {}
     for kind, options in KINDS.items():
         model = keras_resnet.CifarResNet(depth=arguments.depth, **options)
         model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
-        epoch = functools.partial(model.fit, images, labels, batch_size=arguments.batch, verbose=0)
+        epoch = functools.partial(model.fit, batches, shuffle=False, verbose=0)
         epoch()
         candidates[kind] = epoch
     print(f"CifarResNet(depth={arguments.depth}), batch {arguments.batch}")

@@ -1,20 +1,16 @@
 """Surgery on a trained CIFAR-10 network: what is kept of its predictions, and what it costs.
 
-    TFDS_DATA_DIR=... python benchmarks/surgery.py model.keras
+    TFDS_DATA_DIR=... python -m benchmarks.surgery model.keras
 
 Folds, deepens by 18 blocks and makes plain; compares each with the network on the test images.
 """
 
 import argparse
-import pathlib
-import sys
 
 import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import keras_resnet
 from keras_resnet import surgery

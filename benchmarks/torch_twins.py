@@ -63,7 +63,7 @@ def twin(variant, classes):
     return nn.Sequential(*stem, *blocks, *head).to(memory_format=torch.channels_last)
 
 
-def training_steps(model, images, labels, batch_size):
+def training_steps(model, images, labels, batch_size, *, bfloat16=False):
     """A function that makes one pass over the images, a step per batch.
 
     Args:
@@ -71,6 +71,7 @@ def training_steps(model, images, labels, batch_size):
         images: float32 array of shape `(images, height, width, channels)`.
         labels: Integers, one per image.
         batch_size: Images per step.
+        bfloat16: Whether convolutions are computed in bfloat16 (`torch.autocast`).
     """
     images = torch.from_numpy(images.transpose(0, 3, 1, 2))
     images = images.to(memory_format=torch.channels_last)
@@ -82,7 +83,9 @@ def training_steps(model, images, labels, batch_size):
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             optimizer.zero_grad()
-            functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
             optimizer.step()
 
     return steps

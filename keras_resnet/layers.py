@@ -61,16 +61,28 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class GroupedConv2D(keras.layers.Conv2D):
-    """Keras's convolution in groups, as one operation of TensorFlow.
+    """Keras's convolution in groups, on TensorFlow's own operation.
 
-    The same function, arguments and weights. Keras hides the operation in a program of XLA, since
-    TensorFlow cannot differentiate it on every CPU: exporters do not look into that program, and
-    its gradient takes XLA some hundred times as long as that of an ordinary convolution. Here the
-    gradient on CPUs is that of ordinary convolutions of a few groups each, with zeros between the
-    groups. Other backends and channels first take Keras's road.
+    The same function and weights. Keras hides the operation in a program of XLA, since TensorFlow
+    cannot differentiate it on every CPU: exporters do not look into that program, and its gradient
+    takes XLA some hundred times as long as that of an ordinary convolution. Here the gradient on
+    CPUs is that of ordinary convolutions of a few groups each, with zeros between the groups.
+    Other backends and channels first take Keras's road.
+
+    Args:
+        differentiable: Whether it has a gradient on every CPU. Without, it is one operation and
+            nothing else, as exporters know it.
+        *args: As of `keras.layers.Conv2D`, as are the keywords.
 
     Reference: Xie et al. 2017, figure 3 (c).
     """
+
+    def __init__(self, *args, differentiable=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.differentiable = differentiable
+
+    def get_config(self):
+        return super().get_config() | {"differentiable": self.differentiable}
 
     def convolution_op(self, inputs, kernel):
         if keras.backend.backend() != "tensorflow" or self.data_format == "channels_first":
@@ -93,7 +105,7 @@ class GroupedConv2D(keras.layers.Conv2D):
             return convolve(inputs, kernel), gradient
 
         kinds = {device.device_type for device in tf.config.list_logical_devices()}
-        run = convolve_on_cpu if kinds == {"CPU"} else convolve
+        run = convolve_on_cpu if self.differentiable and kinds == {"CPU"} else convolve
         return run(inputs, tf.convert_to_tensor(kernel))
 
 

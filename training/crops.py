@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras_resnet.errors import unknown_name
 from keras_resnet.preprocessing import Preprocessing
 from training import pipeline, pixels
-from training.splits import Split
+from training.splits import PARALLEL_CALLS, Split
 from training.strategy import strategy_of
 
 MODES = ("single", "ten", "multi_scale")
@@ -263,7 +263,7 @@ def view_batches(
         each image.
     """
     views = split.keys.repeat().map(
-        lambda key: make_views(split.fetch(key)[0]), num_parallel_calls=tf.data.AUTOTUNE
+        lambda key: make_views(split.fetch(key)[0]), num_parallel_calls=PARALLEL_CALLS
     )
     count, *sides, _ = views.element_spec.shape
     if None in sides:
@@ -273,7 +273,7 @@ def view_batches(
     steps = -(-split.num_examples * count // batch_size)
     batches = views.unbatch().batch(batch_size, drop_remainder=True).take(steps)
     batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
-    return batches.prefetch(tf.data.AUTOTUNE), count
+    return pipeline.ready(batches), count
 
 
 def _with_shorter(image, length):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_resnet.preprocessing import Preprocessing
 from training import augment, pixels
 from training.datasets import Dataset
-from training.splits import Split
+from training.splits import PARALLEL_CALLS, Split
 
 
 def training_batches(
@@ -98,7 +98,7 @@ def training_batches(
 
     # Sizes that are over are parts without batches: they keep the type what it is.
     parts = [part(*stage) for stage in _stages(preprocessing, image_sizes, steps)]
-    return _ordered(functools.reduce(tf.data.Dataset.concatenate, parts))
+    return ready(functools.reduce(tf.data.Dataset.concatenate, parts))
 
 
 def evaluation_batches(
@@ -138,7 +138,7 @@ def evaluation_batches(
         images = pixels.normalize(images, preprocessing)
         return images, tf.cast(labels, tf.int32), tf.cast(weights, tf.float32)
 
-    return _ordered(
+    return ready(
         _parallel_map(batches, normalize).apply(tf.data.experimental.assert_cardinality(steps))
     )
 
@@ -209,15 +209,19 @@ def _endless_keys(split, seed, start):
 
 
 def _parallel_map(dataset, function):
-    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
-def _ordered(batches):
+def ready(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches in their order, two of them made ahead."""
     options = tf.data.Options()
     options.deterministic = True
+    # Every other iterator that is tuned waits at its end for up to as long as it ran, a minute at
+    # most: TensorFlow 2.21 wakes what tunes it before it says that it is to stop.
+    options.autotune.enabled = False
     # There may be fewer files than workers: each takes its share of the examples.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return batches.prefetch(2).with_options(options)
 
 
 def _check(split, batch_size, name):

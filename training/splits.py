@@ -18,6 +18,7 @@ from training import image_files
 
 HELD_OUT_SHARE = 0.1  # of train, for each split that has to be carved from it,
 MOST_HELD_OUT = 10_000  # and at most so many images
+PARALLEL_CALLS = os.cpu_count()  # images that are decoded at once
 SHUFFLE_WINDOW = 8192  # compressed images that a stream holds to shuffle them
 
 
@@ -44,7 +45,7 @@ class Split:
 
     def examples(self) -> tf.data.Dataset:
         """Single `(image, label)` pairs in their fixed order, decoded when they are read."""
-        return self.keys.map(self.fetch, num_parallel_calls=tf.data.AUTOTUNE)
+        return self.keys.map(self.fetch, num_parallel_calls=PARALLEL_CALLS)
 
 
 def held_in_memory(images, labels):

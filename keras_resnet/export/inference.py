@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import layers
 
-from keras_resnet.surgery.graph import Graph
+from keras_resnet.layers import GroupedConv2D
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 # Means over many values, logits and probabilities.
@@ -99,6 +100,8 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
             config = layer.get_config()
             if isinstance(layer, keras.Layer):  # a bare operation has no dtype
                 config["dtype"] = policy(layer)
+            if type(layer) in CONVOLUTIONS_2D and layer.groups > 1:
+                return GroupedConv2D.from_config(config | {"differentiable": False})
             return layer.__class__.from_config(config)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(

@@ -4,13 +4,11 @@ import collections
 import pathlib
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 
 from keras_resnet.export.keras_exporter import check_packages, export_through_keras, images_spec
 from keras_resnet.export.report import ExportReport, Tolerance
 from keras_resnet.export.staging import check_replaceable
-from keras_resnet.layers import GroupedConv2D
 
 PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 _AXES = ("batch", "height", "width", "channels")
@@ -72,23 +70,10 @@ def onnx(
     )
 
 
-def _without_xla(model):
-    """A copy whose grouped convolutions are no programs of XLA: the converter looks into none."""
-
-    def copy(layer):
-        grouped = type(layer) is keras.layers.Conv2D and layer.groups > 1
-        return (GroupedConv2D if grouped else type(layer)).from_config(layer.get_config())
-
-    copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    copied.set_weights(model.get_weights())
-    return copied
-
-
 def _write(model, path, properties):
     """Writes the file, and returns how many there are of each operation."""
     import onnx
 
-    model = _without_xla(model)
     model.export(path, format="onnx", verbose=False, input_signature=[images_spec(model)])
     exported = onnx.load(path)
     _name_outputs(exported.graph)

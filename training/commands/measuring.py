@@ -50,8 +50,8 @@ def benchmark_input(
 def benchmark_train(
     network: Annotated[str, typer.Argument(metavar="NETWORK")] = "cifar_resnet20",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per turn.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 9,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per turn.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 7,
 ):
     """Compare the training step with stock Keras, and with PyTorch where it is installed."""
     from benchmarks import train_step
