@@ -333,3 +333,16 @@ def test_a_disk_that_fills_up_costs_nothing(model, tmp_path):
         assert "File too large" in str(error.value)
         assert contents(tmp_path) == good
         assert os.listdir(tmp_path) == ["exports"]
+
+
+def test_grouped_convolutions_of_a_sequential_model_need_no_xla(tmp_path):
+    """Keras wraps them in a program of XLA, which a server may not have."""
+    layers = keras.layers.Conv2D(4, 3, groups=2), keras.layers.GlobalAveragePooling2D()
+    classifier = keras.layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((8, 8, 4)), *layers, classifier])
+    model.preprocessing = keras_resnet.Preprocessing(mean=(0.5,) * 4, std=(0.25,) * 4, size=(8, 8))
+    raw = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 4), "uint8")
+    export.saved_model(model, tmp_path / "saved", examples=raw)
+    text = (tmp_path / "saved" / "saved_model.pb").read_bytes()
+    assert b"Conv2D" in text
+    assert b"_XlaMustCompile\x12\x02(\x01" not in text

@@ -133,7 +133,7 @@ def _check_signatures(loaded, keras_model, images, tolerance, path):
         received[ENCODED] = loaded[ENCODED](encoded=files)["probabilities"]
     if FEATURES in loaded:
         features = loaded[FEATURES](images=tf.constant(images))["features"]
-        received[FEATURES] = keras.Model(classifier_input(keras_model), keras_model.output)(
+        received[FEATURES] = keras.Model(classifier_input(keras_model), keras_model.outputs[0])(
             features
         )
     for name, probabilities in received.items():
