@@ -14,7 +14,7 @@ from keras_resnet.imagenet_classes import imagenet_classes
 pytestmark = pytest.mark.parity
 
 ROWS = [row for row in keras_resnet.weights.WEIGHT_SETS if row.classes == 1000]
-OF_TIMM = [row for row in ROWS if row.sources[0].address.startswith("hf://timm/")]
+OF_TIMM = [row for row in ROWS if row.sources[-1].address.startswith("hf://timm/")]
 # (height, width) of what is cut out of the photographs; odd, tall, wide, small, the crop's own
 SIZES = [(427, 640), (333, 251), (300, 301), (181, 423), (401, 150), (97, 83), (256, 224)]
 
@@ -63,7 +63,7 @@ def test_images_are_those_of_torchvision(version, torchvision):
 
 @pytest.mark.parametrize("row", OF_TIMM, ids=lambda row: f"{row.variant}-{row.tag}")
 def test_rows_say_what_timm_says(row, timm):
-    config = timm.models.get_pretrained_cfg(row.sources[0].address.removeprefix("hf://timm/"))
+    config = timm.models.get_pretrained_cfg(row.sources[-1].address.removeprefix("hf://timm/"))
     images = row.preprocessing
     # `resnet50.a1h_in1k`, A3 and torchvision's V2 were trained small and are scored at 224.
     trained_small = config.input_size[1] < 224
@@ -76,7 +76,7 @@ def test_rows_say_what_timm_says(row, timm):
     if not row.variant.startswith("densenet"):
         assert images.interpolation == config.interpolation
         assert row.licence.lower() == config.license
-        released = [source.address.rpartition("/")[2] for source in row.sources[1:]]
+        released = [source.address.rpartition("/")[2] for source in row.sources[:-1]]
         assert released == ([config.url.rpartition("/")[2]] if config.url else [])
 
 
@@ -86,7 +86,7 @@ def test_rows_say_what_torchvision_says(torchvision):
             continue
         version = "IMAGENET1K_V2" if row.tag == "tv2_in1k" else "IMAGENET1K_V1"
         weights = torchvision.models.get_model_weights(row.variant)[version]
-        assert row.sources[1].address == weights.url
+        assert row.sources[0].address == weights.url
         accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         assert row.accuracy == pytest.approx(accuracy / 100)
         transform = weights.transforms()

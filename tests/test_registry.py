@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import runpy
 import sys
@@ -73,13 +74,31 @@ def test_every_file_can_be_told_from_others_and_may_be_sold():
         ("resnet18", "a1_in1k", 0.71504),
         ("resnet34", "ra4_e3600_r224_in1k", 0.77492),
         ("resnet50", "tv2_in1k", 0.80858),
-        ("resnet101", "tv2_in1k", 0.81886),
-        ("resnet152", "tv2_in1k", 0.82284),
+        ("resnet101", "a1h_in1k", 0.8193),
+        ("resnet152", "a1h_in1k", 0.8280),
+        ("resnet50v2", "a1h_in1k", 0.81398),
+        ("resnet101v2", "a1h_in1k", 0.8210),
+        ("resnet152v2", "v2_keras", 0.780),
+        ("resnet50d", "a1_in1k", 0.8068),
+        ("se_resnet50", "ra2_in1k", 0.8026),
     ],
 )
 def test_imagenet_is_the_best_published_set(variant, tag, accuracy):
     row = get_weight_set(variant, "imagenet")
     assert (row.tag, row.accuracy) == (tag, accuracy)
+    assert find_weights(variant, "imagenet") is row
+
+
+def test_every_row_says_how_accurate_it_is_and_on_which_images():
+    assert all(0.65 < row.accuracy < 0.95 for row in WEIGHT_SETS)
+    others = [row for row in WEIGHT_SETS if row.evaluation != row.preprocessing]
+    # timm's results-imagenet.csv has this one for images of 288 pixels, of which nothing is cut.
+    assert [(row.variant, row.tag) for row in others] == [("resnet50v2", "a1h_in1k")]
+    (row,) = others
+    assert (row.preprocessing.size, row.preprocessing.resize_size) == ((224, 224), 235)
+    assert row.evaluation == dataclasses.replace(
+        row.preprocessing, size=(288, 288), resize_size=288
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +120,29 @@ def test_preprocessing_is_that_of_the_set(tag, expected):
 def test_the_records_print_as_a_table():
     table = str(list_weights("resnet34"))
     assert table.splitlines()[0].startswith("| network | weights | top-1 |")
-    assert "| resnet34 | a1_in1k | 76.42% | 224 | Apache-2.0 | Wightman et al. 2021, A1 |" in table
+    assert "| resnet34 | a1_in1k | 76.42% | 224 | Apache-2.0 | Wightman et al. 2021, A1 | " in table
+    assert "/v0.1-rsb-weights/resnet34_a1_0-46f8f793.pth | sha256:46f8f793 |" in table
+    assert "/timm/resnet34.ra4_e3600_r224_in1k/resolve/main/model.safetensors | not pub" in table
     assert len(table.splitlines()) == 2 + len(list_weights("resnet34"))
+    assert "| resnet50v2 | a1h_in1k | 81.40% | 288 |" in str(list_weights("resnet50v2"))
+
+
+def test_the_readme_has_the_table():
+    lines = []
+    for variant in dict.fromkeys(row.variant for row in WEIGHT_SETS):
+        rows = list_weights(variant)
+        best = get_weight_set(variant, "imagenet") if rows[0].classes == 1000 else rows[0]
+        others = ", ".join(f"`{row.tag}`" for row in rows if row is not best)
+        cells = (f"{best.accuracy:.2%}", best.evaluation.size[0], best.licence, others)
+        lines.append(f"| {variant} | `{best.tag}` | {' | '.join(map(str, cells))} |\n")
+    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    assert f"|---|---|---:|---:|---|---|\n{''.join(lines)}\n" in readme
+
+
+def test_a_network_that_does_not_exist_has_no_list():
+    with pytest.raises(ValueError, match=r"Unknown variant.*Did you mean 'resnet34'\?"):
+        list_weights("resnet_34")
+    assert not list_weights("plainnet18")
 
 
 def test_the_table_is_one_command(monkeypatch, capsys):

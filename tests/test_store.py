@@ -174,7 +174,7 @@ def test_the_hub_says_what_it_needs(cache, monkeypatch):
     monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install huggingface_hub") as error:
         fetch(keras_resnet.list_weights("resnet18")[0])
-    assert "resnet18.a1_in1k.safetensors from https://huggingface.co/timm/" in str(error.value)
+    assert "or resnet18.a1_in1k.safetensors from https://huggingface.co/timm/" in str(error.value)
     assert "resnet18_a1_0-d63eafa0.pth (sha256:d63eafa0...) from https://" in str(error.value)
     assert "pip install torch" in str(error.value)
 

@@ -17,12 +17,23 @@ def list_weights(variant: str | None = None) -> WeightSets:
         variant: Name of a network; default: all.
 
     Returns:
-        `WeightSet`s in the order of the table; printed, they are one.
+        `WeightSet`s in the order of the table; printed, they are one. Networks that have none give
+        an empty one.
+
+    Raises:
+        ValueError: If there is no such network.
 
     >>> print(list_weights("cifar_resnet20")[0].tag)
     cifar10
     """
-    return WeightSets(row for row in WEIGHT_SETS if variant in (None, row.variant))
+    if variant is not None:
+        variant = get_variant(variant).name
+    return WEIGHT_SETS if variant is None else _of(variant)
+
+
+def _of(name):
+    """Those of a network, also of one that the table of variants does not have."""
+    return WeightSets(row for row in WEIGHT_SETS if row.variant == name)
 
 
 def get_weight_set(variant: str, tag: str) -> WeightSet:
@@ -35,10 +46,10 @@ def get_weight_set(variant: str, tag: str) -> WeightSet:
     Raises:
         ValueError: If there is no such set.
     """
-    rows = {row.tag: row for row in list_weights(variant)}
+    rows = {row.tag: row for row in _of(variant)}
     of_imagenet = [row for row in rows.values() if row.classes == 1000]
     if of_imagenet:
-        rows["imagenet"] = max(of_imagenet, key=lambda row: row.accuracy or 0)
+        rows["imagenet"] = max(of_imagenet, key=lambda row: row.accuracy)
     if tag not in rows:
         others = ("None", f"{HUB}OWNER/NAME", "the path of a file")
         raise unknown_name(f"weights of {variant}", tag, [*rows, *others])
@@ -64,7 +75,7 @@ def find_weights(variant: str | Variant, weights: str | os.PathLike | None) -> W
         return None
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
-    name, rows = os.fspath(weights), list_weights(variant.name)
+    name, rows = os.fspath(weights), _of(variant.name)
     for row in rows:
         if any(source.address == name for source in row.sources):
             return row
@@ -89,7 +100,7 @@ def _of_repository(variant, address):
 
 
 def _of_file(variant, path):
-    for row in list_weights(variant.name):
+    for row in _of(variant.name):
         for source in row.sources:
             if source.file == os.path.basename(path):
                 local = dataclasses.replace(source, address=path)
