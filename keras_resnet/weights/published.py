@@ -8,6 +8,7 @@ none of them has that size, `evaluation` says at which it was measured.
 
 import dataclasses
 import pathlib
+import re
 
 from keras_resnet.preprocessing import CIFAR10, IMAGENET, Preprocessing
 from keras_resnet.weights.sets import HUB, Source, WeightSet, WeightSets
@@ -17,16 +18,15 @@ _TORCHVISION = "https://download.pytorch.org/models/"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-# timm's and torchvision's names of networks that have others here
-_TIMM_NAMES = {
-    "se_resnet50": "seresnet50",
-    "resnet50v2": "resnetv2_50",
-    "resnet101v2": "resnetv2_101",
-}
 _HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 _CAFFE = Preprocessing(
     scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0), channel_order="bgr"
 )
+
+
+def timm_name(variant: str) -> str:
+    """What timm calls a network: `resnetv2_50`, `seresnet50`; most are called as here."""
+    return re.sub(r"^resnet(\d+)v2$", r"resnetv2_\1", variant).replace("se_resnet", "seresnet")
 
 
 def _bicubic(crop: float, size: int = 224, **fields) -> Preprocessing:
@@ -38,7 +38,7 @@ def _bicubic(crop: float, size: int = 224, **fields) -> Preprocessing:
 
 def _of_torch(variant, tag, path, preprocessing, accuracy, *, licence, made_by, **fields):
     """The file whose name ends in its hash; and timm's copy on the hub, whose hash nobody says."""
-    address = f"{HUB}timm/{_TIMM_NAMES.get(variant, variant)}.{tag}"
+    address = f"{HUB}timm/{timm_name(variant)}.{tag}"
     sources = [Source(address, f"{variant}.{tag}.safetensors")]
     if path:
         name = path.rpartition("/")[2]
