@@ -1,6 +1,7 @@
 """Preprocessing against the evaluation transforms of torchvision and timm, on real photographs."""
 
 import io
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -17,6 +18,9 @@ ROWS = [row for row in keras_resnet.weights.WEIGHT_SETS if row.classes == 1000]
 OF_TIMM = [row for row in ROWS if row.sources[-1].address.startswith("hf://timm/")]
 # (height, width) of what is cut out of the photographs; odd, tall, wide, small, the crop's own
 SIZES = [(427, 640), (333, 251), (300, 301), (181, 423), (401, 150), (97, 83), (256, 224)]
+SIZES.append((224, 224))  # which the peers resize and crop as well
+# 100 JPEGs of ImageNet's sizes, one of them greyscale, beside the checkout
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "images"
 
 
 def jpegs():
@@ -27,15 +31,15 @@ def jpegs():
     for picture, mode in zip([*pictures, china[:211, :304]], modes):
         file = io.BytesIO()
         PIL.Image.fromarray(picture).convert(mode).save(file, "JPEG", quality=90)
-        yield PIL.Image.open(file).convert("RGB")
+        yield PIL.Image.open(file)
 
 
-def difference(transform, preprocessing):
+def difference(transform, preprocessing, images=None):
     """The largest of all pixels, before mean and std, on the scale 0..1."""
     std = np.asarray(preprocessing.std)
     largest = 0.0
-    for image in jpegs():
-        expected = transform(image).permute(1, 2, 0).numpy()
+    for image in images or jpegs():
+        expected = transform(image.convert("RGB")).permute(1, 2, 0).numpy()
         received = np.asarray(preprocess_input(np.asarray(image), preprocessing))
         largest = max(largest, np.abs((received - expected) * std).max())
     return largest
@@ -59,6 +63,18 @@ def test_images_are_those_of_torchvision(version, torchvision):
     transform = torchvision.models.ResNet50_Weights[version].transforms()
     row = keras_resnet.weights.get_weight_set("resnet50", tag)
     assert difference(transform, row.preprocessing) < 1e-6
+
+
+def test_real_photographs_are_those_of_the_peers(torchvision, timm):
+    images = [PIL.Image.open(path) for path in sorted(SHARED.glob("*/*.*"))]
+    if not images:
+        pytest.skip(f"needs JPEGs in folders of {SHARED}")
+    ours = keras_resnet.weights.get_weight_set("resnet50", "a1_in1k").preprocessing
+    theirs = timm.data.create_transform(224, crop_pct=0.95, interpolation="bicubic")
+    assert difference(theirs, ours, images) < 1e-6
+    ours = keras_resnet.weights.get_weight_set("resnet50", "tv2_in1k").preprocessing
+    theirs = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    assert difference(theirs, ours, images) < 1e-6
 
 
 @pytest.mark.parametrize("row", OF_TIMM, ids=lambda row: f"{row.variant}-{row.tag}")
