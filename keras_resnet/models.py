@@ -182,9 +182,7 @@ def _load(model, weight_set: WeightSet, *, head, include_top, classes):
     """Puts the weights of a set into a model, whatever its number of channels."""
     path = fetch(weight_set)
     channels, known = len(model.preprocessing.mean), len(weight_set.preprocessing.mean)
-    if path.name.endswith(".keras"):
-        model.load_weights(path)
-    elif channels == known:
+    if channels == known:
         load_weights(model, path, head=head)
     else:
         shape = _with_channels((None, None), known)

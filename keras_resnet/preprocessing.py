@@ -79,29 +79,46 @@ class Preprocessing:
         Returns:
             float32 of the same shape; channels in the order of `channel_order`.
         """
-        images = _as_float32(images)
-        if self.channel_order == "bgr":
-            images = images[..., ::-1]
+        images = _in_order(_as_float32(images), self.channel_indices)
         mean = np.asarray(self.mean, "float32")
         std = np.asarray(self.std, "float32")
         return (images * np.float32(self.scale) - mean) / std
 
-    def resize(self, images):
+    @property
+    def channel_indices(self) -> tuple[int, ...]:
+        """Which channel of an image stands at each place of the input.
+
+        `"bgr"` turns the colours of an image around, of each image where several lie behind one
+        another; what is no whole image stays where it is.
+
+        >>> Preprocessing(channel_order="bgr").adapted(channels=4).channel_indices
+        (2, 1, 0, 3)
+        """
+        channels = range(len(self.mean))
+        if self.channel_order == "rgb":
+            return tuple(channels)
+        in_images = len(self.mean) // 3 * 3
+        return tuple(i // 3 * 3 + 2 - i % 3 if i < in_images else i for i in channels)
+
+    def resize(self, images, *, keep_fitting: bool = True):
         """Brings images to `size`: shorter side to `resize_size`, then the centre.
 
         The very pixels of torchvision's and timm's evaluation on Pillow images, but for two cases:
-        images that have the right size already stay as they are, and those that would be smaller
-        than the crop are enlarged instead of framed in black. Without `antialias` Keras resizes.
+        images that have the right size already are taken for prepared ones, as pipelines and
+        exports hand them over, and stay as they are; and those that would be smaller than the crop
+        are enlarged instead of framed in black. Without `antialias` Keras resizes.
 
         Args:
             images: Tensor or array of shape `([batch,] height, width, channels)` with static
                 height and width, values 0..255.
+            keep_fitting: Whether images of `size` stay as they are. `False`: they are resized and
+                cropped like others, as torchvision and timm do.
 
         Returns:
             float32 of shape `([batch,] *size, channels)`; unchanged values if the size fits.
         """
         given = tuple(images.shape[-3:-1])
-        if given == self.size:
+        if given == self.size and (keep_fitting or self.resize_size is None):
             return _as_float32(images)
         if self.resize_size is None:
             return self.resize_to(images, self.size)
@@ -177,27 +194,50 @@ IMAGENET = Preprocessing()
 CIFAR10 = Preprocessing(size=(32, 32), resize_size=None, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
-def preprocess_input(images, model):
-    """Turns raw images into the input `model` expects.
+def preprocess_input(images, model, *, keep_fitting: bool = False):
+    """Turns raw images into the input `model` expects, as the evaluation of its weights does.
 
     Args:
-        images: Array or tensor of shape `([batch,] height, width, channels)`, values 0..255.
+        images: Array or tensor of shape `([batch,] height, width, channels)`, values 0..255; one
+            channel, or an image without that axis, is greyscale and stands for all. Or a Pillow
+            image of any mode. Or a list of such images, also of different sizes.
         model: A model of this package, or a `Preprocessing`.
+        keep_fitting: Whether images of the input's very size stay as they are, because they were
+            resized and cropped before. Otherwise they are like others: of 224x224 pixels, timm
+            shows the network the middle 213. `Preprocessing.resize`, pipelines and exports keep
+            them.
 
     Returns:
         float32 of shape `([batch,] *size, channels)`.
 
     Raises:
         ValueError: If the model carries no preprocessing, or the channels do not fit it.
+        TypeError: If the images are something else.
     """
     preprocessing = model if isinstance(model, Preprocessing) else model_preprocessing(model)
-    if images.shape[-1] != len(preprocessing.mean):
+    if isinstance(images, (list, tuple)):
+        each = [
+            preprocess_input(image, preprocessing, keep_fitting=keep_fitting) for image in images
+        ]
+        return keras.ops.stack(each) if keras.ops.is_tensor(each[0]) else np.stack(each)
+    channels = len(preprocessing.mean)
+    if hasattr(images, "convert"):  # of Pillow, which this package does not need
+        images = np.asarray(images.convert({1: "L", 3: "RGB", 4: "RGBA"}.get(channels)))
+    shape = getattr(images, "shape", None)
+    if shape is None:
+        raise TypeError(
+            "These are no images. Expected an array or tensor, a Pillow image, or a list of them. "
+            f"Received: {type(images).__name__}"
+        )
+    if len(shape) == 2:
+        images = images[..., None]
+    elif shape[-1] not in (1, channels) or len(shape) not in (3, 4):
         raise ValueError(
             "The images have another number of channels than the preprocessing. "
-            f"Expected {len(preprocessing.mean)} in the last axis. "
-            f"Received: shape {tuple(images.shape)}"
+            f"Expected {channels} in the last axis, or 1 of greyscale images. "
+            f"Received: shape {tuple(shape)}"
         )
-    return preprocessing(images)
+    return preprocessing.normalize(preprocessing.resize(images, keep_fitting=keep_fitting))
 
 
 def model_preprocessing(model) -> Preprocessing:
@@ -244,10 +284,27 @@ def decode_predictions(
     ]
 
 
+def _in_order(images, indices):
+    """The channels in another order; a single one is in any."""
+    if images.shape[-1] == 1 or indices == tuple(range(len(indices))):
+        return images
+    if len(indices) == 3:
+        return images[..., ::-1]
+    if _is_tensorflow(images):
+        import tensorflow as tf
+
+        return tf.gather(images, indices, axis=-1)
+    return images[..., np.asarray(indices)]
+
+
+def _is_tensorflow(images):  # also inside tf.data on other backends
+    return type(images).__module__.startswith("tensorflow")
+
+
 def _as_float32(images):
     if isinstance(images, np.ndarray):
         return images.astype("float32", copy=False)
-    if type(images).__module__.startswith("tensorflow"):  # also inside tf.data on other backends
+    if _is_tensorflow(images):
         import tensorflow as tf
 
         return tf.cast(images, "float32")

@@ -1,8 +1,10 @@
 """Recipes that begin with published weights."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -79,6 +81,20 @@ def test_fine_tuning_reads_digits_in_a_hundred_steps(tmp_path):
 def test_the_command_measures_what_is_published(capsys):
     verifying.verify("cifar_resnet20", "cifar10", dataset=None, data_dir=None, batch_size=500)
     assert "published 91.62%, measured 91." in capsys.readouterr().out
+
+
+def test_weights_are_scored_on_images_of_the_size_that_is_published(monkeypatch):
+    row = keras_resnet.list_weights("cifar_resnet20")[0]
+    larger = dataclasses.replace(row, evaluation=row.preprocessing.adapted(size=(40, 40)))
+    monkeypatch.setattr(keras_resnet.weights, "find_weights", lambda variant, tag: larger)
+    monkeypatch.setattr(verification.datasets, "load", lambda *_, **__: mock.MagicMock())
+    monkeypatch.setattr(verification.evaluate, "check_fits", lambda *_: None)
+    monkeypatch.setattr(
+        verification.evaluate, "evaluate", lambda model, *_, **given: (model, given)
+    )
+    _, (model, given) = verification.verify("cifar_resnet20", "cifar10")
+    assert model.input_shape == (None, 40, 40, 3)
+    assert given["preprocessing"] == larger.evaluation
 
 
 def test_weights_of_other_classes_are_refused():

@@ -89,6 +89,40 @@ def test_greyscale():
     np.testing.assert_allclose(result[0], photo(8, 8, 1) / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("record", [IMAGENET, Preprocessing(channel_order="bgr")])
+@pytest.mark.parametrize("size", [(301, 257), (224, 224)])
+def test_a_greyscale_image_stands_for_all_colours(record, size):
+    grey = photo(*size, 1)
+    expected = preprocess_input(np.repeat(grey, 3, axis=-1), record)
+    pillow = PIL.Image.fromarray(grey[..., 0])
+    for same in (grey, grey[..., 0], pillow, tf.constant(grey)):
+        np.testing.assert_array_equal(preprocess_input(same, record), expected)
+    np.testing.assert_array_equal(preprocess_input(grey[np.newaxis], record)[0], expected)
+
+
+def test_pillow_images_and_lists_of_them():
+    images = [PIL.Image.fromarray(photo(*size)) for size in ((97, 61), (40, 50))]
+    images.append(images[0].convert("RGBA"))
+    received = preprocess_input(images, IMAGENET)
+    assert received.shape == (3, 224, 224, 3)
+    for image, result in zip(images, received):
+        expected = preprocess_input(np.asarray(image.convert("RGB")), IMAGENET)
+        np.testing.assert_array_equal(result, expected)
+    grey = IMAGENET.adapted(channels=1)
+    assert preprocess_input(images[0], grey).shape == (224, 224, 1)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6, 7])
+@pytest.mark.parametrize("kind", [np.asarray, tf.constant, keras.ops.convert_to_tensor])
+def test_colours_are_swapped_and_what_lies_behind_them_is_not(channels, kind):
+    record = Preprocessing(mean=(1.0, 2.0, 3.0), std=(1.0,) * 3, scale=1.0, channel_order="bgr")
+    image = np.arange(10, 10 + channels, dtype="float32").reshape(1, 1, channels)
+    result = np.asarray(record.adapted(channels=channels).normalize(kind(image)))[0, 0]
+    order = [2, 1, 0, 5, 4, 3, 6] if channels > 5 else [2, 1, 0, 3]
+    expected = [10 + source - (1 + place % 3) for place, source in enumerate(order)]
+    np.testing.assert_array_equal(result, expected[:channels])
+
+
 # Resizing
 
 
@@ -157,6 +191,16 @@ def test_without_antialias_shrinking_skips_pixels():
 def test_fitting_images_keep_their_values():
     images = photo(32, 32)[np.newaxis]
     np.testing.assert_array_equal(np.asarray(CIFAR10.resize(images)), images)
+
+
+def test_images_of_the_inputs_size_are_like_others_unless_they_were_prepared():
+    image = photo(224, 224)
+    resized = pil_resize(image, (256, 256), "bilinear")[16:240, 16:240]
+    expected = IMAGENET.normalize(resized)
+    np.testing.assert_array_equal(preprocess_input(image, IMAGENET), expected)
+    kept = preprocess_input(image, IMAGENET, keep_fitting=True)
+    np.testing.assert_array_equal(kept, IMAGENET.normalize(image))
+    np.testing.assert_array_equal(kept, IMAGENET(image))
 
 
 def test_bicubic_stays_within_what_an_image_can_be():
@@ -236,10 +280,20 @@ def test_impossible_records(options, message):
 
 def test_wrong_channels():
     with pytest.raises(ValueError, match="channels") as error:
-        preprocess_input(photo(32, 32, 1), CIFAR10)
+        preprocess_input(photo(32, 32, 4), CIFAR10)
     assert str(error.value) == (
         "The images have another number of channels than the preprocessing. Expected 3 in the "
-        "last axis. Received: shape (32, 32, 1)"
+        "last axis, or 1 of greyscale images. Received: shape (32, 32, 4)"
+    )
+
+
+@pytest.mark.parametrize("images", [3, None, "photo.jpg"])
+def test_what_are_no_images_are_refused(images):
+    with pytest.raises(TypeError, match="These are no images") as error:
+        preprocess_input(images, CIFAR10)
+    assert str(error.value) == (
+        "These are no images. Expected an array or tensor, a Pillow image, or a list of them. "
+        f"Received: {type(images).__name__}"
     )
 
 

@@ -1,6 +1,7 @@
 """Preprocessing against the evaluation transforms of torchvision and timm, on real photographs."""
 
 import io
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -14,9 +15,12 @@ from keras_resnet.imagenet_classes import imagenet_classes
 pytestmark = pytest.mark.parity
 
 ROWS = [row for row in keras_resnet.weights.WEIGHT_SETS if row.classes == 1000]
-OF_TIMM = [row for row in ROWS if row.sources[0].address.startswith("hf://timm/")]
+OF_TIMM = [row for row in ROWS if row.sources[-1].address.startswith("hf://timm/")]
 # (height, width) of what is cut out of the photographs; odd, tall, wide, small, the crop's own
 SIZES = [(427, 640), (333, 251), (300, 301), (181, 423), (401, 150), (97, 83), (256, 224)]
+SIZES.append((224, 224))  # which the peers resize and crop as well
+# 100 JPEGs of ImageNet's sizes, one of them greyscale, beside the checkout
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "images"
 
 
 def jpegs():
@@ -27,15 +31,15 @@ def jpegs():
     for picture, mode in zip([*pictures, china[:211, :304]], modes):
         file = io.BytesIO()
         PIL.Image.fromarray(picture).convert(mode).save(file, "JPEG", quality=90)
-        yield PIL.Image.open(file).convert("RGB")
+        yield PIL.Image.open(file)
 
 
-def difference(transform, preprocessing):
+def difference(transform, preprocessing, images=None):
     """The largest of all pixels, before mean and std, on the scale 0..1."""
     std = np.asarray(preprocessing.std)
     largest = 0.0
-    for image in jpegs():
-        expected = transform(image).permute(1, 2, 0).numpy()
+    for image in images or jpegs():
+        expected = transform(image.convert("RGB")).permute(1, 2, 0).numpy()
         received = np.asarray(preprocess_input(np.asarray(image), preprocessing))
         largest = max(largest, np.abs((received - expected) * std).max())
     return largest
@@ -61,9 +65,21 @@ def test_images_are_those_of_torchvision(version, torchvision):
     assert difference(transform, row.preprocessing) < 1e-6
 
 
+def test_real_photographs_are_those_of_the_peers(torchvision, timm):
+    images = [PIL.Image.open(path) for path in sorted(SHARED.glob("*/*.*"))]
+    if not images:
+        pytest.skip(f"needs JPEGs in folders of {SHARED}")
+    ours = keras_resnet.weights.get_weight_set("resnet50", "a1_in1k").preprocessing
+    theirs = timm.data.create_transform(224, crop_pct=0.95, interpolation="bicubic")
+    assert difference(theirs, ours, images) < 1e-6
+    ours = keras_resnet.weights.get_weight_set("resnet50", "tv2_in1k").preprocessing
+    theirs = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    assert difference(theirs, ours, images) < 1e-6
+
+
 @pytest.mark.parametrize("row", OF_TIMM, ids=lambda row: f"{row.variant}-{row.tag}")
 def test_rows_say_what_timm_says(row, timm):
-    config = timm.models.get_pretrained_cfg(row.sources[0].address.removeprefix("hf://timm/"))
+    config = timm.models.get_pretrained_cfg(row.sources[-1].address.removeprefix("hf://timm/"))
     images = row.preprocessing
     # `resnet50.a1h_in1k`, A3 and torchvision's V2 were trained small and are scored at 224.
     trained_small = config.input_size[1] < 224
@@ -76,7 +92,7 @@ def test_rows_say_what_timm_says(row, timm):
     if not row.variant.startswith("densenet"):
         assert images.interpolation == config.interpolation
         assert row.licence.lower() == config.license
-        released = [source.address.rpartition("/")[2] for source in row.sources[1:]]
+        released = [source.address.rpartition("/")[2] for source in row.sources[:-1]]
         assert released == ([config.url.rpartition("/")[2]] if config.url else [])
 
 
@@ -86,7 +102,7 @@ def test_rows_say_what_torchvision_says(torchvision):
             continue
         version = "IMAGENET1K_V2" if row.tag == "tv2_in1k" else "IMAGENET1K_V1"
         weights = torchvision.models.get_model_weights(row.variant)[version]
-        assert row.sources[1].address == weights.url
+        assert row.sources[0].address == weights.url
         accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         assert row.accuracy == pytest.approx(accuracy / 100)
         transform = weights.transforms()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import runpy
 import sys
@@ -17,7 +18,9 @@ from keras_resnet.weights import (
     find_weights,
     get_weight_set,
     list_weights,
+    read_metadata,
     registry,
+    save_torch,
     save_weights,
     spread_channels,
 )
@@ -73,13 +76,31 @@ def test_every_file_can_be_told_from_others_and_may_be_sold():
         ("resnet18", "a1_in1k", 0.71504),
         ("resnet34", "ra4_e3600_r224_in1k", 0.77492),
         ("resnet50", "tv2_in1k", 0.80858),
-        ("resnet101", "tv2_in1k", 0.81886),
-        ("resnet152", "tv2_in1k", 0.82284),
+        ("resnet101", "a1h_in1k", 0.8193),
+        ("resnet152", "a1h_in1k", 0.8280),
+        ("resnet50v2", "a1h_in1k", 0.81398),
+        ("resnet101v2", "a1h_in1k", 0.8210),
+        ("resnet152v2", "v2_keras", 0.780),
+        ("resnet50d", "a1_in1k", 0.8068),
+        ("se_resnet50", "ra2_in1k", 0.8026),
     ],
 )
 def test_imagenet_is_the_best_published_set(variant, tag, accuracy):
     row = get_weight_set(variant, "imagenet")
     assert (row.tag, row.accuracy) == (tag, accuracy)
+    assert find_weights(variant, "imagenet") is row
+
+
+def test_every_row_says_how_accurate_it_is_and_on_which_images():
+    assert all(0.65 < row.accuracy < 0.95 for row in WEIGHT_SETS)
+    others = [row for row in WEIGHT_SETS if row.evaluation != row.preprocessing]
+    # timm's results-imagenet.csv has this one for images of 288 pixels, of which nothing is cut.
+    assert [(row.variant, row.tag) for row in others] == [("resnet50v2", "a1h_in1k")]
+    (row,) = others
+    assert (row.preprocessing.size, row.preprocessing.resize_size) == ((224, 224), 235)
+    assert row.evaluation == dataclasses.replace(
+        row.preprocessing, size=(288, 288), resize_size=288
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +122,29 @@ def test_preprocessing_is_that_of_the_set(tag, expected):
 def test_the_records_print_as_a_table():
     table = str(list_weights("resnet34"))
     assert table.splitlines()[0].startswith("| network | weights | top-1 |")
-    assert "| resnet34 | a1_in1k | 76.42% | 224 | Apache-2.0 | Wightman et al. 2021, A1 |" in table
+    assert "| resnet34 | a1_in1k | 76.42% | 224 | Apache-2.0 | Wightman et al. 2021, A1 | " in table
+    assert "/v0.1-rsb-weights/resnet34_a1_0-46f8f793.pth | sha256:46f8f793 |" in table
+    assert "/timm/resnet34.ra4_e3600_r224_in1k/resolve/main/model.safetensors | not pub" in table
     assert len(table.splitlines()) == 2 + len(list_weights("resnet34"))
+    assert "| resnet50v2 | a1h_in1k | 81.40% | 288 |" in str(list_weights("resnet50v2"))
+
+
+def test_the_readme_has_the_table():
+    lines = []
+    for variant in dict.fromkeys(row.variant for row in WEIGHT_SETS):
+        rows = list_weights(variant)
+        best = get_weight_set(variant, "imagenet") if rows[0].classes == 1000 else rows[0]
+        others = ", ".join(f"`{row.tag}`" for row in rows if row is not best)
+        cells = (f"{best.accuracy:.2%}", best.evaluation.size[0], best.licence, others)
+        lines.append(f"| {variant} | `{best.tag}` | {' | '.join(map(str, cells))} |\n")
+    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    assert f"|---|---|---:|---:|---|---|\n{''.join(lines)}\n" in readme
+
+
+def test_a_network_that_does_not_exist_has_no_list():
+    with pytest.raises(ValueError, match=r"Unknown variant.*Did you mean 'resnet34'\?"):
+        list_weights("resnet_34")
+    assert not list_weights("plainnet18")
 
 
 def test_the_table_is_one_command(monkeypatch, capsys):
@@ -167,6 +209,94 @@ def test_a_repository_says_how_its_images_are_preprocessed(monkeypatch, tmp_path
     )
 
 
+# What images a repository is for: transformers' ResNets, its other processors, timm of few words.
+PROCESSORS = [
+    (
+        {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224, "resample": 3},
+        {"resize_size": 256, "interpolation": "bicubic"},
+    ),
+    (
+        {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": 224},
+            "crop_pct": 0.95,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.25] * 3,
+        },
+        {"resize_size": 235, "mean": (0.5,) * 3, "std": (0.25,) * 3},
+    ),
+    (
+        {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 384},
+        {"size": (384, 384), "resize_size": None},
+    ),
+    (
+        {
+            "size": {"shortest_edge": 232},
+            "do_center_crop": True,
+            "crop_size": {"height": 200, "width": 220},
+            "do_normalize": False,
+        },
+        {"size": (200, 220), "resize_size": 232, "mean": (0.0,) * 3, "std": (1.0,) * 3},
+    ),
+    ({"size": {"height": 64, "width": 48}}, {"size": (64, 48), "resize_size": None}),
+]
+
+
+def put(folder, **files):
+    """Files of the repository `somebody/theirs`, put by hand."""
+    for name, content in files.items():
+        (folder / f"somebody.theirs.{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def by_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_RESNET_WEIGHTS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("processor", "expected"), PROCESSORS)
+def test_a_repository_of_transformers_is_understood(by_hand, processor, expected):
+    names = {str(index): f"class {index}" for index in range(7)}
+    put(by_hand, config={"id2label": names}, preprocessor_config=processor)
+    row = find_weights("resnet50", "hf://somebody/theirs")
+    assert row.classes == 7
+    assert row.preprocessing == dataclasses.replace(keras_resnet.IMAGENET, **expected)
+
+
+def test_timm_of_few_words_is_understood(by_hand):
+    put(by_hand, config={"architecture": "resnetv2_50", "pretrained_cfg": {}})
+    row = find_weights("resnet50v2", "hf://somebody/theirs")
+    expected = dataclasses.replace(keras_resnet.IMAGENET, interpolation="bicubic")
+    assert (row.classes, row.preprocessing) == (None, expected)
+
+
+def test_a_repository_for_another_network_is_refused(by_hand):
+    # Blurred pools have no weights: all names and shapes are those of resnet50.
+    put(by_hand, config={"architecture": "resnetblur50", "pretrained_cfg": {}})
+    with pytest.raises(
+        ValueError, match=r"for another network\. Expected 'resnet50'\. Received: 'res"
+    ):
+        find_weights("resnet50", "hf://somebody/theirs")
+
+
+@pytest.mark.parametrize(
+    "config", [[1], {"pretrained_cfg": 3}, {"id2label": 3}, {"pretrained_cfg": {"std": [0]}}]
+)
+def test_a_repository_of_another_kind_is_refused(by_hand, config):
+    put(by_hand, config=config)
+    with pytest.raises(ValueError, match="describes its network in another way"):
+        find_weights("resnet50", "hf://somebody/theirs")
+
+
+@pytest.mark.parametrize("name", ["nope.safetensors", "no/such", "{folder}"])
+def test_a_path_without_a_file_says_so(tmp_path, name):
+    name = name.format(folder=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"There is no such file of weights\. Expected a file\. Rec"
+    ):
+        keras_resnet.ResNet18(weights=name)
+
+
 def test_a_path_gives_the_model_back(saved):
     model, path = saved
     other = keras_resnet.CifarResNet(8, weights=path, **SMALL)
@@ -196,6 +326,67 @@ def test_other_classes_keep_the_backbone_and_begin_a_new_classifier():
             np.testing.assert_array_equal(new, old)
 
 
+OWN = keras_resnet.Preprocessing(size=(12, 12), resize_size=14, mean=(0.5,) * 3, std=(0.3,) * 3)
+
+
+@pytest.fixture(scope="module", params=["safetensors", "keras", "torch"])
+def own(request, tmp_path_factory):
+    """A network of seven classes with preprocessing of its own, and a file of it."""
+    model = keras_resnet.CifarResNet(8, classes=7, **SMALL)
+    model.preprocessing = OWN
+    path = tmp_path_factory.mktemp("own") / f"own.{request.param}"
+    if request.param == "torch":
+        path = path.with_suffix(".safetensors")
+        save_torch(model, path)
+    else:
+        save_weights(model, path) if request.param == "safetensors" else model.save(path)
+    return model, path, request.param
+
+
+def test_a_file_says_how_many_classes_and_which_images(own):
+    model, path, kind = own
+    other = keras_resnet.CifarResNet(8, weights=path)
+    assert other.output_shape == (None, 7)
+    expected = keras_resnet.CIFAR10 if kind == "torch" else OWN  # PyTorch's files do not say
+    assert other.preprocessing == expected
+    for old, new in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("options", [{"classes": 4}, {"include_top": False}])
+def test_a_file_of_other_classes_gives_its_backbone(own, options):
+    model, path, _ = own
+    other = keras_resnet.CifarResNet(8, weights=path, input_shape=(16, 16, 1), **options)
+    others = {weight.path: weight for weight in other.weights}
+    for weight in model.weights:
+        if not weight.path.startswith(("predictions", "stem_conv")):
+            np.testing.assert_array_equal(others[weight.path], weight)
+
+
+def test_a_saved_model_of_another_network_is_refused(own):
+    _, path, _ = own
+    with pytest.raises(
+        ValueError, match=r"are not those of this network\. Expected the same names"
+    ):
+        keras_resnet.CifarResNet(14, weights=path)
+
+
+def test_what_a_file_says_of_itself(tmp_path, saved):
+    model, path = saved
+    assert read_metadata(path)["classes"] == "10"
+    assert json.loads(read_metadata(path)["preprocessing"])["size"] == [12, 12]
+    save_weights(model, tmp_path / "odd.safetensors", {"preprocessing": '{"colour": "red"}'})
+    with pytest.raises(
+        ValueError, match=r"The file's preprocessing cannot be read\. Expected the f"
+    ):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "odd.safetensors")
+    (tmp_path / "odd.keras").write_bytes(b"PK")
+    with pytest.raises(
+        ValueError, match=r"The model cannot be read\. Expected an undamaged file of"
+    ):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "odd.keras")
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
 def test_an_image_of_equal_channels_gives_the_same_stem(saved, channels):
     model, path = saved
@@ -219,6 +410,32 @@ def test_a_grey_image_is_preprocessed_to_the_same_stem(saved, channels):
         for each, count in ((model, 3), (other, channels))
     )
     np.testing.assert_allclose(second, first, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_kernels_follow_their_colours_to_four_channels(saved, monkeypatch, order):
+    _, path = saved
+    images = dataclasses.replace(keras_resnet.CIFAR10, size=(12, 12), channel_order=order)
+    row = dataclasses.replace(find_weights("cifar_resnet8", path), preprocessing=images)
+    monkeypatch.setattr(keras_resnet.models, "find_weights", lambda variant, weights: row)
+
+    def change(channels, colour):
+        """What a colour does to the first convolution."""
+        model = keras_resnet.CifarResNet(8, weights="it", input_shape=(12, 12, channels))
+        convolution = keras.Model(model.input, model.get_layer("stem_conv").output)
+        black = np.zeros((1, 12, 12, channels), "uint8")
+        light = black.copy()
+        light[..., colour] = 255
+        first, second = (
+            np.asarray(convolution(keras_resnet.preprocess_input(each, model)))
+            for each in (black, light)
+        )
+        return second - first
+
+    # The fourth channel shares the kernel of the first one that the network sees.
+    shares = [1 / 2 if colour == (0 if order == "rgb" else 2) else 1 for colour in range(3)]
+    for colour, share in enumerate(shares):
+        np.testing.assert_allclose(change(4, colour), change(3, colour) * share, atol=1e-5)
 
 
 def test_spread_kernels_against_float64():

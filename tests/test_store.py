@@ -1,5 +1,6 @@
 """Files of weights from a server on this machine; nothing of what goes wrong there is opened."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -50,6 +51,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length or len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def endless(self):
+        """Says no length."""
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(CONTENT)
 
     def truncated(self):
         self.whole(CONTENT[:-1], len(CONTENT))
@@ -174,7 +182,7 @@ def test_the_hub_says_what_it_needs(cache, monkeypatch):
     monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install huggingface_hub") as error:
         fetch(keras_resnet.list_weights("resnet18")[0])
-    assert "resnet18.a1_in1k.safetensors from https://huggingface.co/timm/" in str(error.value)
+    assert "or resnet18.a1_in1k.safetensors from https://huggingface.co/timm/" in str(error.value)
     assert "resnet18_a1_0-d63eafa0.pth (sha256:d63eafa0...) from https://" in str(error.value)
     assert "pip install torch" in str(error.value)
 
@@ -183,12 +191,12 @@ def test_the_hub_says_what_it_needs(cache, monkeypatch):
 def hub(server, tmp_path, monkeypatch):
     """The hub's own client, which takes this server for the hub."""
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    endpoint = f"http://127.0.0.1:{server.server_port}"
     download = functools.partial(
-        huggingface_hub.hf_hub_download,
-        endpoint=f"http://127.0.0.1:{server.server_port}",
-        cache_dir=tmp_path / "hub",
+        huggingface_hub.hf_hub_download, endpoint=endpoint, cache_dir=tmp_path / "hub"
     )
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(store, "_knock", lambda: None)
 
 
 def of_hub(name):
@@ -207,8 +215,59 @@ def test_a_file_of_the_hub_has_the_hash_that_the_hub_says(hub, cache):
 def test_a_repository_that_is_not_there_is_named(hub, cache):
     with pytest.raises(ValueError, match="huggingface"):
         fetch(of_hub("missing/theirs"))
-    with pytest.raises(ValueError, match="The repository cannot be read"):
-        store.read_timm_config("hf://missing/theirs")
+    with pytest.raises(ValueError, match=r"cannot be read\. Expected one of"):
+        store.read_repository("hf://missing/theirs")
+
+
+def test_a_file_without_a_published_hash_says_what_it_is(hub, cache, monkeypatch, capsys):
+    fetch(of_hub("somebody/theirs"))
+    told = f"/somebody/theirs/resolve/main/model.safetensors is published. Loaded: sha256 {SHA256}"
+    assert told in capsys.readouterr().err
+    cache.mkdir()
+    (cache / "theirs.safetensors").write_bytes(b"other")
+    fetch(of_hub("somebody/theirs"))
+    assert hashlib.sha256(b"other").hexdigest() in capsys.readouterr().err
+
+
+def test_a_hash_that_is_published_needs_no_words(server, cache, capsys):
+    fetch(row(server, "whole"))
+    assert "sha256" not in capsys.readouterr().err
+
+
+def test_files_with_a_published_hash_come_first():
+    for each in keras_resnet.list_weights():
+        hashes = [source.hash is not None for source in each.sources]
+        assert hashes == sorted(hashes, reverse=True)
+
+
+def test_without_network_the_hub_is_given_up_at_once(cache, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+
+    def waits(*_, local_files_only=False, **__):
+        assert local_files_only
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", waits)
+    with pytest.raises(ValueError, match=r"theirs\.safetensors from https.*Connection refused"):
+        fetch(of_hub("somebody/theirs"))
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        store.read_repository("hf://somebody/theirs")
+    url = "https://huggingface.co/somebody/theirs/resolve/main/model.safetensors"
+    assert str(error.value).endswith(
+        f"Without a network, put into {str(cache)!r}: somebody.theirs.safetensors from {url}, and "
+        "the config.json beside it as somebody.theirs.config.json; or set KERAS_RESNET_WEIGHTS to "
+        "the folder that holds them."
+    )
+
+
+def test_a_download_without_a_length_ends_somewhere(server, cache, monkeypatch):
+    assert fetch(row(server, "endless")).read_bytes() == CONTENT
+    (cache / "endless.safetensors").unlink()
+    monkeypatch.setattr(store, "LARGEST_BYTES", 2 * 2**20)
+    with pytest.raises(ValueError, match="more than 2,097,152 bytes"):
+        fetch(row(server, "endless"))
+    assert not list(cache.iterdir())
 
 
 def test_a_damaged_file_of_the_cache_is_downloaded_anew(server, cache):

@@ -39,7 +39,7 @@ def test_weights_come_back(model, saved):
     assert not equal(other, model)
     load_weights(other, saved)
     assert equal(other, model)
-    assert read_metadata(saved) == {"record": "how it came about"}
+    assert read_metadata(saved)["record"] == "how it came about"
 
 
 def test_they_move_to_a_network_with_stochastic_depth_and_projections(tmp_path):

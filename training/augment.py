@@ -157,9 +157,8 @@ class Augmentation:
 
 def _colour(values, preprocessing):
     """A mean or deviation of the dataset, as a colour of raw RGB images."""
-    if preprocessing.channel_order == "bgr":
-        values = values[::-1]
-    return tuple(round(value / preprocessing.scale) for value in values)
+    in_rgb = (values[index] for index in preprocessing.channel_indices)
+    return tuple(round(value / preprocessing.scale) for value in in_rgb)
 
 
 def _mean_colour(preprocessing):

@@ -96,7 +96,7 @@ def normalize(images, preprocessing: Preprocessing):
         float32 of the same shape.
     """
     if preprocessing.channel_order == "bgr":
-        images = images[..., ::-1]
+        images = tf.gather(images, preprocessing.channel_indices, axis=-1)
     width, channels = images.shape[-2:]
     of_lines = dataclasses.replace(
         preprocessing,

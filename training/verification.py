@@ -21,7 +21,7 @@ def verify(
     batch_size: int = 250,
     replicas: int | None = None,
 ) -> tuple[keras_resnet.WeightSet, Evaluation]:
-    """Scores a published set of weights on the test split of its images, by its preprocessing.
+    """Scores a published set of weights on the test split of its images, as it was published.
 
     Args:
         variant: Name of the network.
@@ -42,6 +42,10 @@ def verify(
     check_batch_size(batch_size, strategy)
     with strategy.scope():
         row, model, data = load(variant, tag, dataset=dataset, data_dir=data_dir)
+        if row.evaluation != row.preprocessing:
+            shape = (*row.evaluation.size, len(row.evaluation.mean))
+            model = keras_resnet.build(variant, weights=tag, input_shape=shape)
+            model.preprocessing = row.evaluation
     evaluate.check_fits(model, data)
     scores = evaluate.evaluate(
         model, data.splits["test"], batch_size=batch_size, preprocessing=model.preprocessing

@@ -138,9 +138,7 @@ def _normalize(images, preprocessing):
     import tensorflow as tf
 
     std = np.float64(preprocessing.std)
-    kernel = np.diag(preprocessing.scale / std)
-    if preprocessing.channel_order == "bgr":
-        kernel = kernel[::-1]
+    kernel = np.diag(preprocessing.scale / std)[list(preprocessing.channel_indices)]
     with tf.name_scope("preprocessing"):
         images = tf.nn.conv2d(images, kernel[np.newaxis, np.newaxis].astype("float32"), 1, "VALID")
         return tf.nn.bias_add(images, np.float32(-np.float64(preprocessing.mean) / std))

@@ -5,14 +5,18 @@ Our own files are safetensors, each tensor by the path of its variable in the mo
 that share layers: with and without stochastic depth, on another input size.
 """
 
+import dataclasses
+import json
 import os
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.weights import formats
 from keras_resnet.weights.matching import LoadReport, match, weights_by_path
 from keras_resnet.weights.naming import SCHEMES
@@ -23,15 +27,25 @@ def save_weights(
 ) -> None:
     """Writes all weights of a model, without optimizer.
 
+    The file says how the model's images are preprocessed and how many classes it has, and
+    `weights=path` gives a model that knows it again.
+
     Args:
         model: A built model.
         path: Where, ending in `.safetensors`.
-        metadata: What the file shall say of itself.
+        metadata: What the file shall say of itself besides.
     """
     tensors = {
         name: keras.ops.convert_to_numpy(weight) for name, weight in weights_by_path(model).items()
     }
-    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
+    about = {}
+    preprocessing = getattr(model, "preprocessing", None)
+    if isinstance(preprocessing, Preprocessing):
+        about["preprocessing"] = json.dumps(preprocessing.to_dict())
+    if "predictions/bias" in tensors:
+        about["classes"] = str(tensors["predictions/bias"].shape[0])
+    about |= metadata or {}
+    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
 
 
 def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
@@ -81,9 +95,10 @@ def load_weights(
 ) -> LoadReport:
     """Puts the weights of a file into a model; all of them, or none and an error.
 
-    Besides the files of `save_weights`, those of torchvision, timm, transformers and the usual
-    CIFAR networks of PyTorch (`.safetensors`, `.pth`), keras.applications (`.h5`), KerasHub
-    (`.weights.h5`) and Caffe (He et al. 2015, `.caffemodel`). Whose names they are is told by the
+    Besides the files of `save_weights` and models saved by Keras (`.keras`), those of torchvision,
+    timm, transformers and the usual CIFAR networks of PyTorch (`.safetensors`, `.pth`),
+    keras.applications (`.h5`), KerasHub (`.weights.h5`) and Caffe (He et al. 2015,
+    `.caffemodel`). Whose names they are is told by the
     names. The model then computes what the source's does: another epsilon of batch normalisation
     goes into the moving variance, a bias in front of it into the moving mean.
 
@@ -113,7 +128,8 @@ def load_weights(
             the model is changed then.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    tensors = formats.read(source, format, sha256)
+    is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
+    tensors = _of_model(source) if is_model else formats.read(source, format, sha256)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
     weights = weights_by_path(model)
     for path, value in values.items():
@@ -129,3 +145,85 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """
     with safetensors.safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a file says of its network; `None` for what it does not say."""
+
+    classes: int | None
+    preprocessing: Preprocessing | None
+
+
+def describe(path: str | os.PathLike) -> About:
+    """What is to be known before a network for a file of weights is built.
+
+    Args:
+        path: A file that `load_weights` reads.
+
+    Returns:
+        The number of classes, from the shape of the classifier; and the preprocessing of files of
+        `save_weights` and of models saved by Keras.
+
+    Raises:
+        ValueError: If the file is damaged.
+        ImportError: If the package that reads the format is missing: torch or protobuf.
+    """
+    if pathlib.Path(path).suffix == ".keras":
+        return _about_model(path)
+    try:  # without its values, which take long to read
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            preprocessing = (file.metadata() or {}).get("preprocessing")
+    except safetensors.SafetensorError:
+        shapes, preprocessing = {}, None
+    classes = _classes(shapes)
+    if classes is None:  # of another format, or by names with a prefix
+        tensors = formats.read(path)
+        classes = _classes({name: tensor.shape for name, tensor in tensors.items()})
+    return About(classes, preprocessing and _record(json.loads, preprocessing, path))
+
+
+def _classes(shapes):
+    """The length of the classifier's bias, by the first library that calls one so."""
+    keys = [scheme.key("predictions/bias") for scheme in SCHEMES]
+    return next((shapes[key][-1] for key in keys if shapes.get(key)), None)
+
+
+def _record(read, content, path):
+    try:
+        return Preprocessing(**read(content))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "The file's preprocessing cannot be read. Expected the fields of "
+            f"`keras_resnet.Preprocessing`. Received: {os.fspath(path)!r} ({error})."
+        ) from error
+
+
+def _about_model(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+        heads = [layer for layer in config["layers"] if layer["config"]["name"] == "predictions"]
+        classes = heads[0]["config"]["units"] if heads else None
+    except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+    preprocessing = config.get("preprocessing")
+    return About(classes, preprocessing and _record(dict, preprocessing, path))
+
+
+def _of_model(path):
+    """The weights of a whole model by their paths, which say more than Keras's order of layers."""
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever Keras meets in a file of others
+        raise _not_a_model(path, error) from error
+    weights = weights_by_path(model).items()
+    return {name: keras.ops.convert_to_numpy(weight) for name, weight in weights}
+
+
+def _not_a_model(path, error):
+    return ValueError(
+        "The model cannot be read. Expected an undamaged file of `model.save`. "
+        f"Received: {os.fspath(path)!r} ({error})."
+    )

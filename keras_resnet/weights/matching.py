@@ -74,7 +74,8 @@ def match(
             or if values are no numbers.
     """
     weights = weights_by_path(model)
-    scheme = max(SCHEMES, key=lambda scheme: sum(scheme.key(path) in tensors for path in weights))
+    paths = {*weights, "predictions/bias"}  # which may be all that tells schemes apart
+    scheme = max(SCHEMES, key=lambda scheme: sum(scheme.key(path) in tensors for path in paths))
     if not head:
         weights = _without(weights, "predictions")
         tensors = _without(tensors, scheme.layer("predictions"))

@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import sys
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.variants import Variant, get_variant
+from keras_resnet.variants import VARIANTS, Variant, get_variant
 from keras_resnet.weights import store
-from keras_resnet.weights.published import WEIGHT_SETS
+from keras_resnet.weights.files import describe
+from keras_resnet.weights.published import WEIGHT_SETS, timm_name
 from keras_resnet.weights.sets import HUB, Source, WeightSet, WeightSets
 
 
@@ -17,12 +19,23 @@ def list_weights(variant: str | None = None) -> WeightSets:
         variant: Name of a network; default: all.
 
     Returns:
-        `WeightSet`s in the order of the table; printed, they are one.
+        `WeightSet`s in the order of the table; printed, they are one. Networks that have none give
+        an empty one.
+
+    Raises:
+        ValueError: If there is no such network.
 
     >>> print(list_weights("cifar_resnet20")[0].tag)
     cifar10
     """
-    return WeightSets(row for row in WEIGHT_SETS if variant in (None, row.variant))
+    if variant is not None:
+        variant = get_variant(variant).name
+    return WEIGHT_SETS if variant is None else _of(variant)
+
+
+def _of(name):
+    """Those of a network, also of one that the table of variants does not have."""
+    return WeightSets(row for row in WEIGHT_SETS if row.variant == name)
 
 
 def get_weight_set(variant: str, tag: str) -> WeightSet:
@@ -35,10 +48,10 @@ def get_weight_set(variant: str, tag: str) -> WeightSet:
     Raises:
         ValueError: If there is no such set.
     """
-    rows = {row.tag: row for row in list_weights(variant)}
+    rows = {row.tag: row for row in _of(variant)}
     of_imagenet = [row for row in rows.values() if row.classes == 1000]
     if of_imagenet:
-        rows["imagenet"] = max(of_imagenet, key=lambda row: row.accuracy or 0)
+        rows["imagenet"] = max(of_imagenet, key=lambda row: row.accuracy)
     if tag not in rows:
         others = ("None", f"{HUB}OWNER/NAME", "the path of a file")
         raise unknown_name(f"weights of {variant}", tag, [*rows, *others])
@@ -54,45 +67,69 @@ def find_weights(variant: str | Variant, weights: str | os.PathLike | None) -> W
             repository of the Hugging Face hub with a `model.safetensors`; or the path of a file.
 
     Returns:
-        The row of the table, also for the address or a file of it; else what is known of the
-        repository (timm's say how their images are preprocessed) or the file. `None` for `None`.
+        The row of the table, also for the address or a file of it; else what the repository (those
+        of timm and transformers) or the file (of `save_weights` and Keras) says of its classes and
+        its preprocessing. `None` for `None`.
 
     Raises:
-        ValueError: If there is no such set, file or repository.
+        ValueError: If there is no such set, file or repository, or it is for another network.
     """
     if weights is None:
         return None
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
-    name, rows = os.fspath(weights), list_weights(variant.name)
+    name, rows = os.fspath(weights), _of(variant.name)
     for row in rows:
         if any(source.address == name for source in row.sources):
             return row
     if name.startswith(HUB):
         return _of_repository(variant, name)
     is_tag = any(name in (row.tag, "imagenet") for row in rows)
-    if is_tag or not os.path.isfile(name):
-        return get_weight_set(variant.name, name)
-    return _of_file(variant, name)
+    if os.path.isfile(name) and not is_tag:
+        return _of_file(variant, name)
+    if os.path.dirname(name) or os.path.splitext(name)[1] in _SUFFIXES:
+        raise ValueError(
+            f"There is no such file of weights. Expected a file. Received: {name!r}"
+            f"{', a folder' if os.path.isdir(name) else ''}."
+        )
+    return get_weight_set(variant.name, name)
+
+
+# What is the path of a file, not a tag that is not known.
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".h5", ".keras", ".caffemodel")
 
 
 def _of_repository(variant, address):
-    classes, preprocessing = store.read_timm_config(address)
+    about = store.read_repository(address)
+    # Networks that differ in what has no weights, as in their pools, have the same names there.
+    theirs = about.architecture
+    if variant.name in VARIANTS and theirs not in (None, timm_name(variant.name)):
+        raise ValueError(
+            f"The repository is for another network. Expected {timm_name(variant.name)!r}. "
+            f"Received: {theirs!r} of {address!r}."
+        )
+    if about.preprocessing is None:
+        print(
+            f"{address} does not say how its images are preprocessed: as for {variant.name}, "
+            "unless you set `model.preprocessing`.",
+            file=sys.stderr,
+        )
     return WeightSet(
         variant.name,
         address,
-        (Source(address, f"{address[len(HUB) :].replace('/', '.')}.safetensors"),),
+        (Source(address, store.file_of(address)),),
         licence=None,
-        preprocessing=preprocessing or variant.preprocessing,
-        classes=classes,
+        preprocessing=about.preprocessing or variant.preprocessing,
+        classes=about.classes,
     )
 
 
 def _of_file(variant, path):
-    for row in list_weights(variant.name):
+    for row in _of(variant.name):
         for source in row.sources:
             if source.file == os.path.basename(path):
                 local = dataclasses.replace(source, address=path)
                 return dataclasses.replace(row, sources=(local,))
-    source = Source(path, os.path.basename(path))
-    return WeightSet(variant.name, path, (source,), None, variant.preprocessing, classes=None)
+    source, about = Source(path, os.path.basename(path)), describe(path)
+    preprocessing = about.preprocessing or variant.preprocessing
+    return WeightSet(variant.name, path, (source,), None, preprocessing, classes=about.classes)

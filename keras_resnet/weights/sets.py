@@ -42,12 +42,13 @@ class WeightSet:
         tag: What `weights=` takes.
         sources: Where its file is, the best place first.
         licence: Name of the licence of the weights. `None`: not known.
-        preprocessing: What its images go through.
+        preprocessing: What its images go through; its size is that of the network.
         classes: Number of classes. `None`: not known.
-        accuracy: Published top-1 accuracy of single, central views of `preprocessing.size`, in
-            [0, 1]. `None`: not known.
+        accuracy: Published top-1 accuracy of single, central views, in [0, 1]. `None`: not known.
         made_by: Who trained it and how.
         options: Options of `keras_resnet.build` that the network needs for them.
+        evaluation: What the images went through when `accuracy` was measured. Default:
+            `preprocessing`; another where the accuracy is published for larger images only.
     """
 
     variant: str
@@ -59,15 +60,21 @@ class WeightSet:
     accuracy: float | None = None
     made_by: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: Preprocessing | None = None
+
+    def __post_init__(self):
+        if self.evaluation is None:
+            object.__setattr__(self, "evaluation", self.preprocessing)
 
 
 class WeightSets(tuple):
-    """Several `WeightSet`; printed, a Markdown table."""
+    """Several `WeightSet`; printed, a Markdown table: "at" is the size of the images in pixels."""
 
-    HEADINGS = ("network", "weights", "top-1", "size", "licence", "made by")
+    HEADINGS = ("network", "weights", "top-1", "at", "licence", "made by", "address", "hash")
 
     def __str__(self):
-        rows = [self.HEADINGS, ("---", "---", "---:", "---:", "---", "---"), *map(_cells, self)]
+        lines = ["---:" if name in ("top-1", "at") else "---" for name in self.HEADINGS]
+        rows = [self.HEADINGS, lines, *map(_cells, self)]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     __repr__ = __str__
@@ -75,5 +82,6 @@ class WeightSets(tuple):
 
 def _cells(row):
     accuracy = "" if row.accuracy is None else f"{row.accuracy:.2%}"
-    size = str(row.preprocessing.size[0])
-    return (row.variant, row.tag, accuracy, size, row.licence or "", row.made_by)
+    source, size = row.sources[0], str(row.evaluation.size[0])
+    by = (row.licence or "", row.made_by, source.url, source.hash or "not published")
+    return (row.variant, row.tag, accuracy, size, *by)

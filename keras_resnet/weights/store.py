@@ -1,11 +1,13 @@
 """From a published set to a file on this machine that is known to be the right one.
 
 Looked for in the folder KERAS_RESNET_WEIGHTS, then in the cache, then downloaded. Nothing is opened
-before its hash is checked. Keras's own `get_file` writes over the file that others are reading,
-checks it afterwards, knows no prefixes of hashes and waits for ever.
+before its hash is checked, where one is published; where none is, the hash it has is told. Keras's
+own `get_file` writes over the file that others are reading, checks it afterwards, knows no prefixes
+of hashes and waits for ever.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import importlib.util
@@ -19,7 +21,8 @@ import time
 import urllib.error
 import urllib.request
 
-from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from keras_resnet.weights.formats import LARGEST_BYTES
 from keras_resnet.weights.sets import HUB, Source, WeightSet
 
 FOLDER = "KERAS_RESNET_WEIGHTS"
@@ -47,7 +50,7 @@ def fetch(weight_set: WeightSet) -> pathlib.Path:
         weight_set: A row of `keras_resnet.list_weights()`.
 
     Returns:
-        Path of a file whose hash was checked, where one is published.
+        Path of a file whose hash was checked; where none is published, stderr has the sha256.
 
     Raises:
         ValueError: If a file that is here was changed, or none is here and none can be downloaded.
@@ -56,47 +59,118 @@ def fetch(weight_set: WeightSet) -> pathlib.Path:
         path = _local(source)
         if path:
             _check(path, source.hash)
-            return path
+            return _told(path, source)
     failures = []
     for source in weight_set.sources:
         try:
-            return _download(source)
+            return _told(_download(source), source)
         except Unavailable as error:
             failures.append(f"{source.url}: {error}")
     raise ValueError(_not_here(weight_set, failures))
 
 
-def read_timm_config(address: str) -> tuple[int | None, Preprocessing | None]:
-    """What a repository of the hub says of its network in timm's `config.json`.
+def file_of(address: str, suffix: str = "safetensors") -> str:
+    """What a file of a repository of the hub is called on this machine."""
+    return f"{address[len(HUB) :].replace('/', '.')}.{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """What a repository of the hub says of its network; `None` for what it does not say.
+
+    Args:
+        architecture: Timm's name of the network.
+        classes: Number of classes.
+        preprocessing: What its images go through.
+    """
+
+    architecture: str | None
+    classes: int | None
+    preprocessing: Preprocessing | None
+
+
+def read_repository(address: str) -> Repository:
+    """What the `config.json` of timm or transformers says, and `preprocessor_config.json`.
 
     Args:
         address: `"hf://OWNER/NAME"`.
 
-    Returns:
-        The number of classes and the preprocessing; `None` for what it does not say.
-
     Raises:
-        ValueError: If there is no such repository, or no way to it.
+        ValueError: If there is no such repository, no way to it, or it says something else.
     """
     try:
-        config = json.loads(_from_hub(address, "config.json").read_text())
-    except (Unavailable, json.JSONDecodeError) as error:
+        config = _json_of(address, "config")
+    except Unavailable as error:
+        name, config = file_of(address), file_of(address, "config.json")
+        url = Source(address, name).url
         raise ValueError(
-            "The repository cannot be read. Expected one of https://huggingface.co with a "
-            f"config.json. Received: {address!r} ({error})."
+            f"The repository {address!r} cannot be read. Expected one of https://huggingface.co "
+            f"with a config.json. Received: {error}. Without a network, put into "
+            f"{_folder()!r}: {name} from {url}, and the config.json beside it as {config}; or "
+            f"set {FOLDER} to the folder that holds them."
         ) from error
+    try:
+        classes = config.get("num_classes") or len(config.get("id2label", ())) or None
+        return Repository(config.get("architecture"), classes, _preprocessing(address, config))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            "The repository describes its network in another way. Expected the config.json of timm "
+            f"or transformers. Received: {address!r} ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _preprocessing(address, config):
     images = config.get("pretrained_cfg")
-    if images is None:
-        return config.get("num_classes"), None
-    size = tuple(images["input_size"][1:])
-    preprocessing = Preprocessing(
+    if images is not None:
+        return _of_timm(images)
+    try:
+        return _of_transformers(_json_of(address, "preprocessor_config"))
+    except Unavailable:
+        return None
+
+
+def _of_timm(images):
+    """Timm's record; what it lacks is what timm takes then."""
+    size = tuple(images.get("input_size", (3, 224, 224))[1:])
+    return Preprocessing(
         size=size,
-        resize_size=int(min(size) / images["crop_pct"]),
-        interpolation=images["interpolation"],
-        mean=images["mean"],
-        std=images["std"],
+        resize_size=int(min(size) / images.get("crop_pct", 0.875)),
+        interpolation=images.get("interpolation", "bicubic"),
+        mean=images.get("mean", IMAGENET_MEAN),
+        std=images.get("std", IMAGENET_STD),
     )
-    return config.get("num_classes"), preprocessing
+
+
+def _of_transformers(images):
+    """The record of an image processor of transformers."""
+    kind = images.get("image_processor_type") or images.get("feature_extractor_type") or ""
+    size = images.get("size", 224)
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or (size["height"], size["width"])
+    resize_size = None
+    if kind.startswith("ConvNext"):  # and ResNet: from 384 on the whole image
+        resize_size = int(size / images.get("crop_pct", 224 / 256)) if size < 384 else None
+    elif images.get("do_center_crop"):
+        resize_size, size = size, images["crop_size"]
+        size = (size["height"], size["width"]) if isinstance(size, dict) else size
+    normalizes = images.get("do_normalize", True)
+    return Preprocessing(
+        size=(size, size) if isinstance(size, int) else size,
+        resize_size=resize_size,
+        interpolation={2: "bilinear", 3: "bicubic"}[images.get("resample", 2)],
+        scale=images.get("rescale_factor", 1 / 255),
+        mean=images.get("image_mean", IMAGENET_MEAN) if normalizes else (0.0,) * 3,
+        std=images.get("image_std", IMAGENET_STD) if normalizes else (1.0,) * 3,
+    )
+
+
+def _json_of(address, name):
+    """A JSON file of a repository, which may lie on this machine."""
+    path = _local(Source(address, file_of(address, f"{name}.json")))
+    try:
+        return json.loads((path or _from_hub(address, f"{name}.json")).read_text("utf-8"))
+    except ValueError as error:
+        raise Unavailable(f"{name}.json is damaged: {error}") from error
 
 
 def _local(source):
@@ -112,6 +186,15 @@ def _local(source):
             _check(cached, source.hash)
             return cached
     return None
+
+
+def _told(path, source):
+    """The path; of a file of the hub nobody else says the hash."""
+    if source.hash is None and source.address.startswith(HUB):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        print(f"No hash of {source.url} is published. Loaded: sha256 {digest}", file=sys.stderr)
+    return path
 
 
 def _check(path, expected):
@@ -152,6 +235,7 @@ def _from_hub(address, file):
         try:  # without asking the hub, whose client retries for long where there is no network
             path = hf_hub_download(name, file, local_files_only=True)
         except errors.LocalEntryNotFoundError:
+            _knock()
             path = hf_hub_download(name, file)
     except Exception as error:  # of whatever library the hub's client talks HTTP with
         raise Unavailable(str(error).strip().splitlines()[0]) from error
@@ -161,6 +245,16 @@ def _from_hub(address, file):
     if re.fullmatch("[0-9a-f]{64}", hash):
         _check(path, f"sha256:{hash}")
     return path
+
+
+def _knock():
+    """Fails at once where there is no network; the hub's client tries for half a minute."""
+    from huggingface_hub import constants
+
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer is an answer
+        urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT_SECONDS
+        ).close()
 
 
 class _SameProtocol(urllib.request.HTTPRedirectHandler):
@@ -201,6 +295,8 @@ def _receive(url, file):
         print(f"Downloading {url} ({_megabytes(length)})", file=sys.stderr)
         while chunk := answer.read(_CHUNK_BYTES):
             file.write(chunk)
+            if file.tell() > LARGEST_BYTES:
+                raise OSError(f"more than {LARGEST_BYTES:,} bytes, which no network here has")
     file.flush()
     if length is not None and file.tell() != length:
         raise OSError(f"the connection ended after {file.tell():,} of {length:,} bytes")
@@ -219,13 +315,17 @@ def _remove_abandoned(path):
 
 
 def _not_here(weight_set, failures):
-    folder = os.environ.get(FOLDER) or cache_folder()
     files = " or ".join(f"{_named(source)} from {source.url}" for source in weight_set.sources)
     return (
         f"The weights {weight_set.tag!r} of {weight_set.variant} are not on this machine. "
-        f"Expected in {os.fspath(folder)!r}: {files}. Received: {'; '.join(failures)}. Put the "
+        f"Expected in {_folder()!r}: {files}. Received: {'; '.join(failures)}. Put the "
         f"file there by hand, or set {FOLDER} to the folder that holds it."
     )
+
+
+def _folder():
+    """Where files are put by hand."""
+    return os.environ.get(FOLDER) or os.fspath(cache_folder())
 
 
 def _named(source: Source):
