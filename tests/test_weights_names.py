@@ -1,6 +1,7 @@
 """Files with other libraries' names: every tensor finds its place, and the source's numbers."""
 
 import dataclasses
+import re
 
 import h5py
 import keras
@@ -15,6 +16,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 import keras_resnet
 from keras_resnet.weights.files import load_weights, save_torch, save_weights
+from keras_resnet.weights.naming import SCHEMES
 from keras_resnet.weights.verify import verify
 
 SHAPE = (32, 32, 3)
@@ -141,6 +143,64 @@ def test_the_old_names_of_densenets_are_understood(tmp_path):
 def test_a_network_that_pytorch_has_not_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"No library of PyTorch has this network"):
         save_torch(build(SMALL["highway"]), tmp_path / "torch.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# By scheme: a network of the library, and options that change its graph but none of its weights.
+OTHER_GRAPHS = [
+    ("torchvision", NETWORKS["torchvision"], {"stride_in_1x1": True}),
+    ("torchvision", NETWORKS["torchvision"], {"stride_in_last_block": True}),
+    ("torchvision", NETWORKS["torchvision"], {"shortcut": "average_pool"}),
+    ("torchvision", NETWORKS["torchvision_basic"], {"stem": "imagenet_caffe"}),
+    ("cifar", NETWORKS["cifar"], {"shortcut": "none"}),
+    ("cifar", NETWORKS["cifar"], {"shortcut": "average_pool_zero_padding"}),
+    ("cifar", NETWORKS["cifar"], {"activation_order": "relu_pre_activation"}),
+    ("timm_d", NETWORKS["timm_d"], {"shortcut": "projection"}),
+    ("timm_v2", NETWORKS["timm_v2"], {"stem": "imagenet_zero_padded"}),
+    ("timm_v2", NETWORKS["timm_v2"], {"stride_in_1x1": True}),
+    ("transformers", NETWORKS["torchvision"], {"stride_in_1x1": True}),
+    ("keras_hub", NETWORKS["torchvision"], {"stem": "imagenet_caffe"}),
+    ("keras_hub_d", NETWORKS["timm_d"], {"shortcut": "projection"}),
+    ("keras_hub_v2", NETWORKS["timm_v2"], {"stem": "imagenet_zero_padded"}),
+    ("keras_applications", small("resnet50", stride_in_1x1=True), {"stem": "imagenet_caffe"}),
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "options"), OTHER_GRAPHS)
+def test_another_graph_with_the_same_weights_is_refused(name, variant, options, tmp_path):
+    scheme = next(scheme for scheme in SCHEMES if scheme.name == name)
+    path = tmp_path / "theirs.safetensors"
+    model, other = build(variant), build(variant, **options)
+    weights = {weight.path: weight.numpy() for weight in model.weights}
+    assert {weight.path: weight.shape for weight in other.weights} == {
+        weight: value.shape for weight, value in weights.items()
+    }
+    tensors = {scheme.key(weight): scheme.write(weight, v) for weight, v in weights.items()}
+    metadata = {"shortcut_padding": "behind"}
+    safetensors.numpy.save_file(
+        {key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata
+    )
+    assert load_weights(model, path).scheme == name
+    ((field, value),) = options.items()
+    message = f"{field}={value!r}. Build the network with {field}={getattr(variant, field)!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_weights(other, path)
+    if scheme.transposed:
+        path.unlink()
+        with pytest.raises(ValueError, match=re.escape(f"{field}={value!r}. Build the network")):
+            save_torch(other, path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_stride_of_basic_blocks_is_where_it_is(tmp_path):
+    model = build(NETWORKS["torchvision_basic"], stride_in_1x1=True)
+    save_torch(model, tmp_path / "torch.safetensors")
+    load_weights(model, tmp_path / "torch.safetensors")
+
+
+def test_convolutions_with_biases_are_not_written_for_pytorch(tmp_path):
+    with pytest.raises(ValueError, match=r"Received: conv_bias=True. Build .* conv_bias=False"):
+        save_torch(build(NETWORKS["cifar"], conv_bias=True), tmp_path / "torch.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ Our own files are safetensors, each tensor by the path of its variable in the mo
 that share layers: with and without stochastic depth, on another input size.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -14,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from keras_resnet.weights import formats
-from keras_resnet.weights.matching import LoadReport, match, weights_by_path
+from keras_resnet.weights.matching import LoadReport, check_graph, match, weights_by_path
 from keras_resnet.weights.naming import SCHEMES
 
 
@@ -46,7 +47,8 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
         path: Where, ending in `.safetensors`.
 
     Raises:
-        ValueError: If no library of PyTorch has such a network.
+        ValueError: If no library of PyTorch has such a network: layers of these names and shapes,
+            in this graph. Nothing is written then.
     """
     weights = weights_by_path(model)
     is_cifar = any(layer.name == "stem_conv" and layer.strides == (1, 1) for layer in model.layers)
@@ -61,6 +63,8 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
             f"{', '.join(scheme.name for scheme in SCHEMES if scheme.transposed)}. "
             f"Received: {model.name!r}."
         )
+    unbiased = dataclasses.replace(scheme, options=scheme.options | {"conv_bias": (False,)})
+    check_graph(unbiased, model, f"The network {model.name!r} has another graph than PyTorch's.")
     tensors = {
         keys[name]: np.ascontiguousarray(
             scheme.write(name, keras.ops.convert_to_numpy(weight).astype("float32"))
@@ -87,9 +91,9 @@ def load_weights(
     names. The model then computes what the source's does: another epsilon of batch normalisation
     goes into the moving variance, a bias in front of it into the moving mean.
 
-    Strides have no weights: files of keras.applications and Caffe are refused where
-    `model.variant` has them elsewhere. Nor have zero-padded shortcuts: CIFAR networks that pad the
-    channels on both sides look like those that pad behind, as here, and compute something else;
+    Strides and pools have no weights: a file is refused where `model.variant` has them elsewhere
+    than the library that its names are of. Nor have zero-padded shortcuts: CIFAR networks that pad
+    the channels on both sides look like those that pad behind, as here, and compute something else;
     `verify` shows it.
 
     Files are not trusted: no pickle is executed, HDF5 is read in another process, and values that

@@ -84,7 +84,7 @@ def match(
             f"The weights of {os.fspath(source)!r} are not those of this network. Expected the "
             f"same names and shapes. Received: {report.difference}."
         )
-    _check_graph(scheme, model, source)
+    check_graph(scheme, model, f"The weights of {os.fspath(source)!r} belong to another graph.")
     _check_numbers(values, source)
     return values, report
 
@@ -148,16 +148,25 @@ def _absorb_epsilons(scheme, values, model):
             values[path] = values[path] + np.float32(scheme.epsilon - layer.epsilon)
 
 
-def _check_graph(scheme, model, source):
-    """What no weight shows: where the strides are."""
+def check_graph(scheme: Scheme, model: keras.Model, problem: str) -> None:
+    """What no weight shows: where the strides are, how the stem pools.
+
+    Args:
+        scheme: Whose graph is meant.
+        model: Any model; one without a `variant` says nothing of its graph.
+        problem: What is wrong if the model has another, a sentence.
+
+    Raises:
+        ValueError: If it has.
+    """
     variant = getattr(model, "variant", None)
     options = scheme.wrong_options(variant) if variant is not None else {}
     if options:
-        received = ", ".join(f"{field}={getattr(variant, field, None)!r}" for field in options)
+        received = ", ".join(f"{field}={getattr(variant, field)!r}" for field in options)
         expected = ", ".join(f"{field}={value!r}" for field, value in options.items())
         raise ValueError(
-            f"The weights of {os.fspath(source)!r} belong to another graph. Expected the one of "
-            f"{scheme.name}. Received: {received}. Build the network with {expected}."
+            f"{problem} Expected the one of {scheme.name}. Received: {received}. Build the network "
+            f"with {expected}."
         )
 
 
