@@ -15,7 +15,7 @@ from keras.src.applications import resnet as keras_applications
 from keras.src.legacy.saving import legacy_h5_format
 
 import keras_resnet
-from keras_resnet.weights.files import load_weights, save_torch, save_weights
+from keras_resnet.weights.files import load_weights, read_metadata, save_torch, save_weights
 from keras_resnet.weights.naming import SCHEMES
 from keras_resnet.weights.verify import verify
 
@@ -119,10 +119,103 @@ def test_names_that_training_scripts_change_are_understood(rename, tmp_path):
     save_torch(model, tmp_path / "torch.safetensors")
     tensors = {rename(n): t for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
     tensors[rename("bn1.num_batches_tracked")] = np.array(7)
-    safetensors.numpy.save_file(tensors, tmp_path / "renamed.safetensors")
+    metadata = read_metadata(tmp_path / "torch.safetensors")
+    safetensors.numpy.save_file(tensors, tmp_path / "renamed.safetensors", metadata)
     again = randomized(build(NETWORKS["cifar"]), seed=1)
     load_weights(again, tmp_path / "renamed.safetensors")
     assert equal(again, model)
+
+
+PADDED = {
+    "basic": small("cifar_resnet20", (16, 32, 64)),
+    "bottleneck": small("cifar_resnet20", (16, 24), block="bottleneck"),
+    "wide": small("cifar_resnet20", (24, 51)),
+}
+
+
+def without_metadata(path):
+    safetensors.numpy.save_file(torch_tensors(path), path)
+
+
+@pytest.mark.parametrize("padding", ["behind", "both"])
+@pytest.mark.parametrize("row", PADDED)
+def test_shortcuts_may_be_padded_on_both_sides(row, padding, tmp_path):
+    """The names do not tell; the logits are those of NumPy's network that pads so."""
+    path = tmp_path / "torch.safetensors"
+    variant = dataclasses.replace(PADDED[row], blocks=(2,) * len(PADDED[row].filters))
+    theirs = randomized(build(variant, classifier_activation=None))
+    save_torch(theirs, path)
+    without_metadata(path)
+    ours = randomized(build(variant, classifier_activation=None), seed=1)
+    before = ours.get_weights()
+    with pytest.raises(ValueError, match=r"load_weights\(model, path, shortcut_padding='both'\)"):
+        load_weights(ours, path)
+    assert all(np.array_equal(a, b) for a, b in zip(before, ours.get_weights(), strict=True))
+    load_weights(ours, path, shortcut_padding=padding)
+    assert equal(ours, theirs) == (padding == "behind")
+    images = np.random.default_rng(3).normal(size=(2, *SHAPE))
+    expected = reference.network(
+        images,
+        theirs,
+        variant.blocks,
+        reference.PROGRAMS[variant.block, "original"],
+        "zero_padding" if padding == "behind" else "zero_padding_both",
+        imagenet_stem=False,
+        strided_conv=1 if variant.block == "basic" else 2,
+    )
+    assert abs(expected).max() > 0.1
+    np.testing.assert_allclose(outputs(ours), expected, atol=1e-4 * max(1, abs(expected).max()))
+
+
+def test_a_file_of_ours_says_how_it_is_padded(tmp_path):
+    path = tmp_path / "torch.safetensors"
+    model = randomized(build(NETWORKS["cifar"]))
+    save_torch(model, path)
+    assert read_metadata(path) == {"format": "pt", "shortcut_padding": "behind"}
+    load_weights(model, path)
+    with pytest.raises(ValueError, match=r"Expected shortcut_padding='behind' or None"):
+        load_weights(model, path, shortcut_padding="both")
+    safetensors.numpy.save_file(torch_tensors(path), path, {"shortcut_padding": "elsewhere"})
+    with pytest.raises(ValueError, match=r"names of the weights do not tell"):
+        load_weights(model, path)
+    save_torch(build(NETWORKS["torchvision"]), path)
+    assert read_metadata(path) == {"format": "pt"}
+
+
+def test_constructors_name_the_remedy_for_shortcuts_that_do_not_tell(tmp_path):
+    path = tmp_path / "resnet8.safetensors"
+    model = keras_resnet.CifarResNet(8)
+    save_torch(model, path)
+    assert equal(keras_resnet.CifarResNet(8, weights=path), model)
+    without_metadata(path)
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=r"keras_resnet.load_weights\(model, path, shortcut_"):
+            keras_resnet.CifarResNet(8, weights=path, input_shape=(32, 32, channels))
+
+
+@pytest.mark.parametrize(
+    ("network", "save", "padding", "message"),
+    [
+        ("torchvision", save_torch, "both", "Expected None. Received: 'both' for 'resnet50'"),
+        ("cifar", save_weights, "behind", "names of keras_resnet"),
+        ("cifar", save_torch, "front", "Expected None, 'behind' or 'both'. Received: 'front'"),
+    ],
+)
+def test_where_there_is_no_question_of_padding_no_answer_is_taken(
+    network, save, padding, message, tmp_path
+):
+    model = build(NETWORKS[network])
+    save(model, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, tmp_path / "weights.safetensors", shortcut_padding=padding)
+
+
+def test_padding_on_both_sides_is_not_for_grouped_convolutions(tmp_path):
+    model = build(dataclasses.replace(NETWORKS["cifar"], groups=8))
+    save_torch(model, tmp_path / "torch.safetensors")
+    without_metadata(tmp_path / "torch.safetensors")
+    with pytest.raises(ValueError, match=r"cannot be absorbed by grouped convolutions"):
+        load_weights(model, tmp_path / "torch.safetensors", shortcut_padding="both")
 
 
 def test_the_old_names_of_densenets_are_understood(tmp_path):
@@ -211,7 +304,7 @@ def test_other_precisions_are_converted(dtype, tmp_path):
     tensors = {n: t.astype(dtype) for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
     safetensors.numpy.save_file(tensors, tmp_path / "other.safetensors")
     again = build(NETWORKS["cifar"])
-    load_weights(again, tmp_path / "other.safetensors")
+    load_weights(again, tmp_path / "other.safetensors", shortcut_padding="behind")
     for old, new in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(old.astype(dtype).astype("float32"), new)
 
@@ -232,7 +325,9 @@ def test_both_sides_are_listed_by_their_own_names_and_nothing_is_changed(tmp_pat
     with pytest.raises(ValueError, match=message):
         load_weights(model, tmp_path / "other.safetensors")
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    report = load_weights(model, tmp_path / "other.safetensors", strict=False)
+    report = load_weights(
+        model, tmp_path / "other.safetensors", strict=False, shortcut_padding="behind"
+    )
     assert report.scheme == "cifar"
     assert report.unused == ("layer9.weight",)
     assert report.missing == ("stem_bn/moving_mean (bn1.running_mean)",)
