@@ -355,6 +355,21 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("policy", "dtype", "value"), [("float32", "float64", 1e300), ("float16", "float32", 1e5)]
+)
+def test_numbers_too_large_for_the_model_are_refused(policy, dtype, value, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = build(NETWORKS["torchvision"])
+    save_torch(model, tmp_path / "torch.safetensors")
+    tensors = {n: t.astype(dtype) for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
+    tensors["conv1.weight"][0, 0, 0, 0] = value
+    safetensors.numpy.save_file(tensors, tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match=r"Expected finite numbers.*: stem_conv/kernel"):
+        load_weights(model, tmp_path / "large.safetensors")
+    assert np.isfinite(model.get_layer("stem_conv").kernel.numpy()).all()
+
+
 @pytest.mark.parametrize("head", [True, False])
 def test_a_foreign_classifier_may_stay_behind(head, tmp_path):
     model = randomized(build(NETWORKS["torchvision"]))

@@ -85,6 +85,7 @@ def match(
             f"same names and shapes. Received: {report.difference}."
         )
     check_graph(scheme, model, f"The weights of {os.fspath(source)!r} belong to another graph.")
+    values = {path: _cast(value, weights[path]) for path, value in values.items()}
     _check_numbers(values, source)
     return values, report
 
@@ -170,6 +171,12 @@ def check_graph(scheme: Scheme, model: keras.Model, problem: str) -> None:
         )
 
 
+def _cast(value, weight):
+    """A value in the precision of the model, where a finite number may become infinite."""
+    with np.errstate(over="ignore"):
+        return value.astype(keras.backend.standardize_dtype(weight.dtype))
+
+
 def _check_numbers(values, source):
     wrong = [
         path
@@ -178,8 +185,8 @@ def _check_numbers(values, source):
     ]
     if wrong:
         raise ValueError(
-            f"The weights of {os.fspath(source)!r} are damaged. Expected finite numbers, and "
-            f"variances from 0. Received: {_some('others in', wrong)}."
+            f"The weights of {os.fspath(source)!r} are damaged. Expected finite numbers in the "
+            f"precision of the model, and variances from 0. Received: {_some('others in', wrong)}."
         )
 
 
