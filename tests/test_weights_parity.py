@@ -351,6 +351,32 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused(torch, tmp_path)
         load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "hostile.pth")
 
 
+def test_tensors_that_share_their_values_are_refused(torch, tmp_path):
+    shared = torch.zeros(10**6)
+    torch.save({f"layer{number}": shared for number in range(300)}, tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match=r"layer1 claims more bytes than the file has"):
+        load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "hostile.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("content", ["itself", "a list", "a tensor", "a wrapped list", "nothing"])
+def test_what_holds_no_dictionary_of_tensors_is_refused(torch, content, legacy, tmp_path):
+    itself = {}
+    itself["model"] = itself
+    tensor = torch.zeros(3)
+    contents = {
+        "itself": itself,
+        "a list": [tensor],
+        "a tensor": tensor,
+        "a wrapped list": {"model": [tensor]},
+        "nothing": {},
+    }
+    path = tmp_path / "hostile.pth"
+    torch.save(contents[content], path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"cannot be read.*it holds no dictionary of tensors"):
+        load_weights(keras_resnet.CifarResNet(depth=8), path)
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_mutated_torch_files_load_or_are_refused(cifar, torch, legacy, tmp_path):
     whole = io.BytesIO()
