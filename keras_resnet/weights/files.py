@@ -124,7 +124,9 @@ def load_weights(
     Raises:
         ValueError: If the file is damaged, its weights are not those of the model, or neither the
             file nor `shortcut_padding` says how its shortcuts are padded. Nothing in the model is
-            changed then.
+            changed then. Of names and shapes that differ, the message has the first of each side,
+            and the attribute `report` of the error, a `LoadReport`, has all.
+        FileNotFoundError: If there is no such file.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
     tensors = formats.read(source, format, sha256)

@@ -58,6 +58,7 @@ def read(
         sha256: What the hash of the file must be; checked before anything interprets it.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of no known format, or another than `sha256` says.
         ImportError: If the package that reads the format is missing.
     """
@@ -77,7 +78,12 @@ def read(
 
 
 def _content(path, sha256):
-    path = pathlib.Path(path)
+    given, path = os.fspath(path), pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no such file of weights. Expected the path of a file. Received: {given!r}. "
+            "Tags and hf:// addresses are for constructors: keras_resnet.build(name, weights=...)."
+        )
     if path.stat().st_size > LARGEST_BYTES:
         raise ValueError(
             f"The weights file is too large. Expected at most {LARGEST_BYTES:,} bytes. "

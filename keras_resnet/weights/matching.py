@@ -70,8 +70,8 @@ def match(
         Values by the path of their weight, and a `LoadReport`.
 
     Raises:
-        ValueError: If something does not fit and `strict` is set, if the file is for another graph,
-            or if values are no numbers.
+        ValueError: If something does not fit and `strict` is set (its attribute `report` is the
+            whole `LoadReport`), if the file is for another graph, or if values are no numbers.
     """
     weights = weights_by_path(model)
     scheme = max(SCHEMES, key=lambda scheme: sum(scheme.key(path) in tensors for path in weights))
@@ -80,14 +80,26 @@ def match(
         tensors = _without(tensors, scheme.layer("predictions"))
     values, report = _convert(scheme, tensors, weights, model)
     if strict and (report.unused or report.missing or report.mismatched):
-        raise ValueError(
+        remedy = " Leave the classifier out by head=False." if _is_of_heads(report, scheme) else ""
+        error = ValueError(
             f"The weights of {os.fspath(source)!r} are not those of this network. Expected the "
-            f"same names and shapes. Received: {report.difference}."
+            f"same names and shapes. Received: {report.difference}.{remedy}"
         )
+        error.report = report
+        raise error
     check_graph(scheme, model, f"The weights of {os.fspath(source)!r} belong to another graph.")
     values = {path: _cast(value, weights[path]) for path, value in values.items()}
     _check_numbers(values, source)
     return values, report
+
+
+def _is_of_heads(report, scheme):
+    """Whether nothing but classifiers does not fit."""
+    theirs = scheme.layer("predictions")
+    ours = (*report.missing, *report.mismatched)
+    return all(path.startswith("predictions/") for path in ours) and all(
+        name.startswith((f"{theirs}.", f"{theirs}/")) for name in report.unused
+    )
 
 
 def _without(entries, layer):
