@@ -81,10 +81,12 @@ def batch_norm(x, gamma, beta, mean, variance, training=False):
 
 
 def shortcut(x, weights, kind, strides, filters, changes, training):
-    """Options A, B, C of He et al. 2015, section 4.1."""
-    if kind == "zero_padding":
+    """Options A, B, C of He et al. 2015, section 4.1; A also as it is padded elsewhere."""
+    if kind.startswith("zero_padding"):
         x = x[:, ::strides, ::strides]
-        return np.pad(x, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
+        new = filters - x.shape[-1]
+        before = new // 2 if kind == "zero_padding_both" else 0
+        return np.pad(x, ((0, 0), (0, 0), (0, 0), (before, new - before)))
     if kind == "projection" and not changes:
         return x
     x = conv2d(x, *weights["shortcut_conv"], strides=strides)

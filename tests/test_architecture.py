@@ -30,7 +30,7 @@ ALLOWED = {
     "applications": ("models", "axes", "variants"),
     "dropping": ("layers",),
     "replica_xla": ("dropping",),
-    "weights": ("variants", "preprocessing"),
+    "weights": ("layers", "variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "preprocessing"),
     "export": ("layers", "preprocessing", "resampling", "surgery"),

@@ -35,7 +35,6 @@ def learn(model):
 @pytest.mark.parametrize(
     ("up_to", "learning"),
     [
-        (None, {"stem", "stage1", "stage2", "stage3", "predictions"}),
         ("stem", {"stage1", "stage2", "stage3", "predictions"}),
         ("stage2", {"stage3", "predictions"}),
         ("stage3", {"predictions"}),
@@ -43,6 +42,12 @@ def learn(model):
 )
 def test_frozen_parts_do_not_change_in_fit(up_to, learning):
     assert learn(freeze(network(), up_to))[1] == learning
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_to_freeze_nothing_is_an_error(batch_norm):
+    with pytest.raises(ValueError, match=r"Nothing would be frozen. Expected `up_to`"):
+        freeze(network(), batch_norm=batch_norm)
 
 
 def test_the_head_of_a_pre_activation_network_is_a_part():

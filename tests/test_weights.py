@@ -71,16 +71,17 @@ def test_another_head_stays_as_it_is(model, saved):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": 3}, r"of another shape: predictions/kernel \(64, 10\) for \(64, 3\)"),
-        ({"conv_bias": True}, "only the network has: stem_conv/bias"),
-        ({"include_top": False}, "only the file has: predictions/"),
+        ({"classes": 3}, r"predictions/kernel \(64, 10\) for \(64, 3\).* by head=False.$"),
+        ({"conv_bias": True}, r"only the network has: stem_conv/bias.* shape: nothing.$"),
+        ({"include_top": False}, r"only the file has: predictions/.* by head=False.$"),
     ],
 )
 def test_both_sides_are_named_and_nothing_is_changed(saved, options, message):
     other = keras_resnet.CifarResNet(**SMALL, **options)
     before = other.get_weights()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         load_weights(other, saved)
+    assert len(caught.value.report.missing) == (7 if "conv_bias" in options else 0)
     for old, new in zip(before, other.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -90,6 +91,12 @@ def test_a_damaged_file_is_an_error(model, saved, damage):
     saved.write_bytes(saved.read_bytes()[:-1] if damage is None else damage)
     with pytest.raises(ValueError, match="cannot be read"):
         load_weights(model, saved)
+
+
+@pytest.mark.parametrize("source", ["tv_in1k", "hf://timm/resnet50.a1_in1k", "."])
+def test_what_is_no_file_points_to_where_tags_go(model, source):
+    with pytest.raises(FileNotFoundError, match=rf"'{source}'. Tags .* weights="):
+        load_weights(model, source)
 
 
 def test_a_changed_file_is_noticed_by_its_hash(model, saved):

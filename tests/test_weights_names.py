@@ -1,6 +1,7 @@
 """Files with other libraries' names: every tensor finds its place, and the source's numbers."""
 
 import dataclasses
+import re
 
 import h5py
 import keras
@@ -14,7 +15,8 @@ from keras.src.applications import resnet as keras_applications
 from keras.src.legacy.saving import legacy_h5_format
 
 import keras_resnet
-from keras_resnet.weights.files import load_weights, save_torch, save_weights
+from keras_resnet.weights.files import load_weights, read_metadata, save_torch, save_weights
+from keras_resnet.weights.naming import SCHEMES
 from keras_resnet.weights.verify import verify
 
 SHAPE = (32, 32, 3)
@@ -117,10 +119,103 @@ def test_names_that_training_scripts_change_are_understood(rename, tmp_path):
     save_torch(model, tmp_path / "torch.safetensors")
     tensors = {rename(n): t for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
     tensors[rename("bn1.num_batches_tracked")] = np.array(7)
-    safetensors.numpy.save_file(tensors, tmp_path / "renamed.safetensors")
+    metadata = read_metadata(tmp_path / "torch.safetensors")
+    safetensors.numpy.save_file(tensors, tmp_path / "renamed.safetensors", metadata)
     again = randomized(build(NETWORKS["cifar"]), seed=1)
     load_weights(again, tmp_path / "renamed.safetensors")
     assert equal(again, model)
+
+
+PADDED = {
+    "basic": small("cifar_resnet20", (16, 32, 64)),
+    "bottleneck": small("cifar_resnet20", (16, 24), block="bottleneck"),
+    "wide": small("cifar_resnet20", (24, 51)),
+}
+
+
+def without_metadata(path):
+    safetensors.numpy.save_file(torch_tensors(path), path)
+
+
+@pytest.mark.parametrize("padding", ["behind", "both"])
+@pytest.mark.parametrize("row", PADDED)
+def test_shortcuts_may_be_padded_on_both_sides(row, padding, tmp_path):
+    """The names do not tell; the logits are those of NumPy's network that pads so."""
+    path = tmp_path / "torch.safetensors"
+    variant = dataclasses.replace(PADDED[row], blocks=(2,) * len(PADDED[row].filters))
+    theirs = randomized(build(variant, classifier_activation=None))
+    save_torch(theirs, path)
+    without_metadata(path)
+    ours = randomized(build(variant, classifier_activation=None), seed=1)
+    before = ours.get_weights()
+    with pytest.raises(ValueError, match=r"load_weights\(model, path, shortcut_padding='both'\)"):
+        load_weights(ours, path)
+    assert all(np.array_equal(a, b) for a, b in zip(before, ours.get_weights(), strict=True))
+    load_weights(ours, path, shortcut_padding=padding)
+    assert equal(ours, theirs) == (padding == "behind")
+    images = np.random.default_rng(3).normal(size=(2, *SHAPE))
+    expected = reference.network(
+        images,
+        theirs,
+        variant.blocks,
+        reference.PROGRAMS[variant.block, "original"],
+        "zero_padding" if padding == "behind" else "zero_padding_both",
+        imagenet_stem=False,
+        strided_conv=1 if variant.block == "basic" else 2,
+    )
+    assert abs(expected).max() > 0.1
+    np.testing.assert_allclose(outputs(ours), expected, atol=1e-4 * max(1, abs(expected).max()))
+
+
+def test_a_file_of_ours_says_how_it_is_padded(tmp_path):
+    path = tmp_path / "torch.safetensors"
+    model = randomized(build(NETWORKS["cifar"]))
+    save_torch(model, path)
+    assert read_metadata(path) == {"format": "pt", "shortcut_padding": "behind"}
+    load_weights(model, path)
+    with pytest.raises(ValueError, match=r"Expected shortcut_padding='behind' or None"):
+        load_weights(model, path, shortcut_padding="both")
+    safetensors.numpy.save_file(torch_tensors(path), path, {"shortcut_padding": "elsewhere"})
+    with pytest.raises(ValueError, match=r"names of the weights do not tell"):
+        load_weights(model, path)
+    save_torch(build(NETWORKS["torchvision"]), path)
+    assert read_metadata(path) == {"format": "pt"}
+
+
+def test_constructors_name_the_remedy_for_shortcuts_that_do_not_tell(tmp_path):
+    path = tmp_path / "resnet8.safetensors"
+    model = keras_resnet.CifarResNet(8)
+    save_torch(model, path)
+    assert equal(keras_resnet.CifarResNet(8, weights=path), model)
+    without_metadata(path)
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=r"keras_resnet.load_weights\(model, path, shortcut_"):
+            keras_resnet.CifarResNet(8, weights=path, input_shape=(32, 32, channels))
+
+
+@pytest.mark.parametrize(
+    ("network", "save", "padding", "message"),
+    [
+        ("torchvision", save_torch, "both", "Expected None. Received: 'both' for 'resnet50'"),
+        ("cifar", save_weights, "behind", "names of keras_resnet"),
+        ("cifar", save_torch, "front", "Expected None, 'behind' or 'both'. Received: 'front'"),
+    ],
+)
+def test_where_there_is_no_question_of_padding_no_answer_is_taken(
+    network, save, padding, message, tmp_path
+):
+    model = build(NETWORKS[network])
+    save(model, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, tmp_path / "weights.safetensors", shortcut_padding=padding)
+
+
+def test_padding_on_both_sides_is_not_for_grouped_convolutions(tmp_path):
+    model = build(dataclasses.replace(NETWORKS["cifar"], groups=8))
+    save_torch(model, tmp_path / "torch.safetensors")
+    without_metadata(tmp_path / "torch.safetensors")
+    with pytest.raises(ValueError, match=r"cannot be absorbed by grouped convolutions"):
+        load_weights(model, tmp_path / "torch.safetensors", shortcut_padding="both")
 
 
 def test_the_old_names_of_densenets_are_understood(tmp_path):
@@ -144,6 +239,64 @@ def test_a_network_that_pytorch_has_not_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# By scheme: a network of the library, and options that change its graph but none of its weights.
+OTHER_GRAPHS = [
+    ("torchvision", NETWORKS["torchvision"], {"stride_in_1x1": True}),
+    ("torchvision", NETWORKS["torchvision"], {"stride_in_last_block": True}),
+    ("torchvision", NETWORKS["torchvision"], {"shortcut": "average_pool"}),
+    ("torchvision", NETWORKS["torchvision_basic"], {"stem": "imagenet_caffe"}),
+    ("cifar", NETWORKS["cifar"], {"shortcut": "none"}),
+    ("cifar", NETWORKS["cifar"], {"shortcut": "average_pool_zero_padding"}),
+    ("cifar", NETWORKS["cifar"], {"activation_order": "relu_pre_activation"}),
+    ("timm_d", NETWORKS["timm_d"], {"shortcut": "projection"}),
+    ("timm_v2", NETWORKS["timm_v2"], {"stem": "imagenet_zero_padded"}),
+    ("timm_v2", NETWORKS["timm_v2"], {"stride_in_1x1": True}),
+    ("transformers", NETWORKS["torchvision"], {"stride_in_1x1": True}),
+    ("keras_hub", NETWORKS["torchvision"], {"stem": "imagenet_caffe"}),
+    ("keras_hub_d", NETWORKS["timm_d"], {"shortcut": "projection"}),
+    ("keras_hub_v2", NETWORKS["timm_v2"], {"stem": "imagenet_zero_padded"}),
+    ("keras_applications", small("resnet50", stride_in_1x1=True), {"stem": "imagenet_caffe"}),
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "options"), OTHER_GRAPHS)
+def test_another_graph_with_the_same_weights_is_refused(name, variant, options, tmp_path):
+    scheme = next(scheme for scheme in SCHEMES if scheme.name == name)
+    path = tmp_path / "theirs.safetensors"
+    model, other = build(variant), build(variant, **options)
+    weights = {weight.path: weight.numpy() for weight in model.weights}
+    assert {weight.path: weight.shape for weight in other.weights} == {
+        weight: value.shape for weight, value in weights.items()
+    }
+    tensors = {scheme.key(weight): scheme.write(weight, v) for weight, v in weights.items()}
+    metadata = {"shortcut_padding": "behind"}
+    safetensors.numpy.save_file(
+        {key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata
+    )
+    assert load_weights(model, path).scheme == name
+    ((field, value),) = options.items()
+    message = f"{field}={value!r}. Build the network with {field}={getattr(variant, field)!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_weights(other, path)
+    if scheme.transposed:
+        path.unlink()
+        with pytest.raises(ValueError, match=re.escape(f"{field}={value!r}. Build the network")):
+            save_torch(other, path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_stride_of_basic_blocks_is_where_it_is(tmp_path):
+    model = build(NETWORKS["torchvision_basic"], stride_in_1x1=True)
+    save_torch(model, tmp_path / "torch.safetensors")
+    load_weights(model, tmp_path / "torch.safetensors")
+
+
+def test_convolutions_with_biases_are_not_written_for_pytorch(tmp_path):
+    with pytest.raises(ValueError, match=r"Received: conv_bias=True. Build .* conv_bias=False"):
+        save_torch(build(NETWORKS["cifar"], conv_bias=True), tmp_path / "torch.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_precisions_are_converted(dtype, tmp_path):
     model = randomized(build(NETWORKS["cifar"]))
@@ -151,7 +304,7 @@ def test_other_precisions_are_converted(dtype, tmp_path):
     tensors = {n: t.astype(dtype) for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
     safetensors.numpy.save_file(tensors, tmp_path / "other.safetensors")
     again = build(NETWORKS["cifar"])
-    load_weights(again, tmp_path / "other.safetensors")
+    load_weights(again, tmp_path / "other.safetensors", shortcut_padding="behind")
     for old, new in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(old.astype(dtype).astype("float32"), new)
 
@@ -172,7 +325,9 @@ def test_both_sides_are_listed_by_their_own_names_and_nothing_is_changed(tmp_pat
     with pytest.raises(ValueError, match=message):
         load_weights(model, tmp_path / "other.safetensors")
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    report = load_weights(model, tmp_path / "other.safetensors", strict=False)
+    report = load_weights(
+        model, tmp_path / "other.safetensors", strict=False, shortcut_padding="behind"
+    )
     assert report.scheme == "cifar"
     assert report.unused == ("layer9.weight",)
     assert report.missing == ("stem_bn/moving_mean (bn1.running_mean)",)
@@ -198,6 +353,21 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
         with pytest.raises(ValueError, match=r"stage1_block1_bn2/moving_variance"):
             load_weights(model, tmp_path / "other.safetensors", strict=strict)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype", "value"), [("float32", "float64", 1e300), ("float16", "float32", 1e5)]
+)
+def test_numbers_too_large_for_the_model_are_refused(policy, dtype, value, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = build(NETWORKS["torchvision"])
+    save_torch(model, tmp_path / "torch.safetensors")
+    tensors = {n: t.astype(dtype) for n, t in torch_tensors(tmp_path / "torch.safetensors").items()}
+    tensors["conv1.weight"][0, 0, 0, 0] = value
+    safetensors.numpy.save_file(tensors, tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match=r"Expected finite numbers.*: stem_conv/kernel"):
+        load_weights(model, tmp_path / "large.safetensors")
+    assert np.isfinite(model.get_layer("stem_conv").kernel.numpy()).all()
 
 
 @pytest.mark.parametrize("head", [True, False])

@@ -85,8 +85,8 @@ def randomize_keras(model):
     return model
 
 
-def check(model, source):
-    verification = verify(model, source)
+def check(model, source, shortcut_padding=None):
+    verification = verify(model, source, shortcut_padding=shortcut_padding)
     print(verification)
     assert verification.largest_logit > 0.1
     assert verification.logits < TOLERANCE
@@ -203,12 +203,16 @@ def test_keras_hub(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def cifar(torch):
-    """The usual CIFAR network of PyTorch, of 8 layers."""
+    """The usual CIFAR network of PyTorch, of 14 layers, by its kind of shortcut."""
     nn = torch.nn
 
     class Padded(nn.Module):
+        def __init__(self, before, behind):
+            super().__init__()
+            self.padding = (0, 0, 0, 0, before, behind)
+
         def forward(self, x):
-            return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
+            return nn.functional.pad(x[:, :, ::2, ::2], self.padding)
 
     class Block(nn.Module):
         def __init__(self, filters_in, filters, shortcut):
@@ -220,8 +224,10 @@ def cifar(torch):
             self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
             self.bn2 = nn.BatchNorm2d(filters)
             self.shortcut = nn.Sequential()
-            if filters_in != filters and shortcut == "zero_padding":
-                self.shortcut = Padded()
+            if filters_in != filters and shortcut == "behind":
+                self.shortcut = Padded(0, filters - filters_in)
+            elif filters_in != filters and shortcut == "both":
+                self.shortcut = Padded(filters // 4, filters // 4)
             elif filters_in != filters:
                 conv = nn.Conv2d(filters_in, filters, 1, stride=2, bias=False)
                 self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(filters))
@@ -235,9 +241,9 @@ def cifar(torch):
             super().__init__()
             self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
             self.bn1 = nn.BatchNorm2d(16)
-            self.layer1 = nn.Sequential(Block(16, 16, shortcut))
-            self.layer2 = nn.Sequential(Block(16, 32, shortcut))
-            self.layer3 = nn.Sequential(Block(32, 64, shortcut))
+            self.layer1 = nn.Sequential(Block(16, 16, shortcut), Block(16, 16, shortcut))
+            self.layer2 = nn.Sequential(Block(16, 32, shortcut), Block(32, 32, shortcut))
+            self.layer3 = nn.Sequential(Block(32, 64, shortcut), Block(64, 64, shortcut))
             self.linear = nn.Linear(64, 10)
 
         def forward(self, x):
@@ -256,7 +262,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("shortcut", ["zero_padding", "projection"])
+@pytest.mark.parametrize("shortcut", ["behind", "both", "projection"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_torch_files_of_cifar_networks(cifar, torch, wrapper, legacy, shortcut, tmp_path):
@@ -264,9 +270,27 @@ def test_torch_files_of_cifar_networks(cifar, torch, wrapper, legacy, shortcut, 
     parallel = torch.nn.DataParallel(module) if wrapper != "plain" else module
     path = tmp_path / "checkpoint.pth"
     torch.save(WRAPPERS[wrapper](parallel), path, _use_new_zipfile_serialization=not legacy)
-    model = keras_resnet.CifarResNet(depth=8, shortcut=shortcut)
-    assert load_weights(model, path).scheme == "cifar"
-    check(model, module)
+    padding = None if shortcut == "projection" else shortcut
+    model = keras_resnet.CifarResNet(depth=14, shortcut="zero_padding" if padding else "projection")
+    assert load_weights(model, path, shortcut_padding=padding).scheme == "cifar"
+    check(model, module, padding)
+
+
+def test_the_most_copied_checkpoint_of_cifar_wants_to_know_its_padding(cifar, torch, tmp_path):
+    module = cifar("both")
+    checkpoint = {"state_dict": torch.nn.DataParallel(module).state_dict(), "best_prec1": 91.7}
+    path = tmp_path / "resnet14.th"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    model = keras_resnet.CifarResNet(depth=14)
+    for load in (
+        lambda: load_weights(model, path),
+        lambda: keras_resnet.CifarResNet(14, weights=path),
+    ):
+        with pytest.raises(ValueError, match=r"load_weights\(model, path, shortcut_padding='both'"):
+            load()
+    load_weights(model, path, shortcut_padding="both")
+    check(model, module, "both")
+    assert max(verify(model, module).stages) > 0.1  # in another order
 
 
 def hostile(command):
@@ -327,16 +351,42 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused(torch, tmp_path)
         load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "hostile.pth")
 
 
+def test_tensors_that_share_their_values_are_refused(torch, tmp_path):
+    shared = torch.zeros(10**6)
+    torch.save({f"layer{number}": shared for number in range(300)}, tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match=r"layer1 claims more bytes than the file has"):
+        load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "hostile.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("content", ["itself", "a list", "a tensor", "a wrapped list", "nothing"])
+def test_what_holds_no_dictionary_of_tensors_is_refused(torch, content, legacy, tmp_path):
+    itself = {}
+    itself["model"] = itself
+    tensor = torch.zeros(3)
+    contents = {
+        "itself": itself,
+        "a list": [tensor],
+        "a tensor": tensor,
+        "a wrapped list": {"model": [tensor]},
+        "nothing": {},
+    }
+    path = tmp_path / "hostile.pth"
+    torch.save(contents[content], path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"cannot be read.*it holds no dictionary of tensors"):
+        load_weights(keras_resnet.CifarResNet(depth=8), path)
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_mutated_torch_files_load_or_are_refused(cifar, torch, legacy, tmp_path):
     whole = io.BytesIO()
-    torch.save(cifar("zero_padding").state_dict(), whole, _use_new_zipfile_serialization=not legacy)
-    model = keras_resnet.CifarResNet(depth=8)
+    torch.save(cifar("behind").state_dict(), whole, _use_new_zipfile_serialization=not legacy)
+    model = keras_resnet.CifarResNet(depth=14)
     good, path, refused = model.get_weights(), tmp_path / "mutated.pth", 0
     for seed in range(2000):
         path.write_bytes(mutated(whole.getvalue(), seed))
         try:
-            load_weights(model, path)
+            load_weights(model, path, shortcut_padding="behind")
             model.set_weights(good)
         except ValueError:
             refused += 1

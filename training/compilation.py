@@ -45,7 +45,8 @@ def compiled_model(
             **recipe.options,
         )
     model.preprocessing = preprocessing  # the exports carry it along
-    keras_resnet.surgery.freeze(model, recipe.freeze)
+    if recipe.freeze is not None:
+        keras_resnet.surgery.freeze(model, recipe.freeze)
     if recipe.synchronized_batch_norm:
         keras_resnet.surgery.synchronize_batch_norm(model)
     model.accumulation_steps = accumulation_steps

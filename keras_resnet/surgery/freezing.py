@@ -21,7 +21,7 @@ def freeze(
         model: A model of this package, or one with layers of the same names; it is changed in
             place.
         up_to: The last part that is frozen: `"stem"`, `"stage1"`, ..., or `"head"` for all but the
-            classifier. `None`: no part.
+            classifier. `None`: no part, which is for `batch_norm="all"` alone.
         batch_norm: Whether the batch normalisation of those parts is frozen with them; `False`
             lets it learn on and follow the new images. `"all"` freezes it in the whole network,
             for small batches.
@@ -30,11 +30,16 @@ def freeze(
         The same model.
 
     Raises:
-        ValueError: If the model has no such part.
+        ValueError: If the model has no such part, or nothing would be frozen.
     """
     if batch_norm not in (True, False, "all"):
         raise ValueError(
             f"Unknown `batch_norm`. Expected True, False or 'all'. Received: {batch_norm!r}."
+        )
+    if up_to is None and batch_norm != "all":
+        raise ValueError(
+            "Nothing would be frozen. Expected `up_to`, e.g. freeze(model, up_to='stage3'), or "
+            f"batch_norm='all'. Received: up_to=None, batch_norm={batch_norm!r}."
         )
     positions = {layer: _position(layer.name) for layer in model.layers}
     parts = {_PART.match(layer.name).group(1): p for layer, p in positions.items() if p is not None}

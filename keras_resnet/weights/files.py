@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.weights import formats
-from keras_resnet.weights.matching import LoadReport, match, weights_by_path
+from keras_resnet.weights import formats, padding
+from keras_resnet.weights.matching import LoadReport, check_graph, match, weights_by_path
 from keras_resnet.weights.naming import SCHEMES
 
 
@@ -53,14 +53,16 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
 
     Torchvision's names; timm's for the families that torchvision lacks (ResNet-D, squeeze-and-
     excitation, pre-activation); the usual ones of CIFAR networks, whose classifier is `linear`. The
-    file loads there strictly: `module.load_state_dict(safetensors.torch.load_file(path))`.
+    file loads there strictly: `module.load_state_dict(safetensors.torch.load_file(path))`. Zero-
+    padded shortcuts must add their channels behind there, as here; the file says so.
 
     Args:
         model: A model of this package.
         path: Where, ending in `.safetensors`.
 
     Raises:
-        ValueError: If no library of PyTorch has such a network.
+        ValueError: If no library of PyTorch has such a network: layers of these names and shapes,
+            in this graph. Nothing is written then.
     """
     weights = weights_by_path(model)
     is_cifar = any(layer.name == "stem_conv" and layer.strides == (1, 1) for layer in model.layers)
@@ -75,13 +77,18 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
             f"{', '.join(scheme.name for scheme in SCHEMES if scheme.transposed)}. "
             f"Received: {model.name!r}."
         )
+    unbiased = dataclasses.replace(scheme, options=scheme.options | {"conv_bias": (False,)})
+    check_graph(unbiased, model, f"The network {model.name!r} has another graph than PyTorch's.")
     tensors = {
         keys[name]: np.ascontiguousarray(
             scheme.write(name, keras.ops.convert_to_numpy(weight).astype("float32"))
         )
         for name, weight in weights.items()
     }
-    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
+    metadata = {"format": "pt"}
+    if padding.is_padded(model):
+        metadata[padding.METADATA] = "behind"
+    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def load_weights(
@@ -91,6 +98,7 @@ def load_weights(
     format: str = "auto",
     strict: bool = True,
     head: bool = True,
+    shortcut_padding: str | None = None,
     sha256: str | None = None,
 ) -> LoadReport:
     """Puts the weights of a file into a model; all of them, or none and an error.
@@ -102,10 +110,9 @@ def load_weights(
     names. The model then computes what the source's does: another epsilon of batch normalisation
     goes into the moving variance, a bias in front of it into the moving mean.
 
-    Strides have no weights: files of keras.applications and Caffe are refused where
-    `model.variant` has them elsewhere. Nor have zero-padded shortcuts: CIFAR networks that pad the
-    channels on both sides look like those that pad behind, as here, and compute something else;
-    `verify` shows it.
+    Strides and pools have no weights: a file is refused where `model.variant` has them elsewhere
+    than the library that its names are of. Nor have zero-padded shortcuts: of PyTorch's CIFAR
+    networks, `shortcut_padding` must say which they have.
 
     Files are not trusted: no pickle is executed, HDF5 is read in another process, and values that
     are no numbers or negative variances are refused.
@@ -118,23 +125,40 @@ def load_weights(
             same shape. Without, what fits is loaded, and the report names the rest.
         head: Whether the file's classifier is used; without it, the model may lack one or have one
             of its own, which stays as it is.
+        shortcut_padding: Where the zero-padded shortcuts of the file's network put the new
+            channels: `"both"`, half before and half behind, as in the widely copied 6n+2 networks
+            of PyTorch whose classifier is `linear`; the channels are ordered anew then, and the
+            logits are the source's. `"behind"`: all behind, as here and in `save_torch`, whose
+            files say so. Only for networks with such shortcuts, and only for names of PyTorch.
         sha256: What the hash of the file must be.
 
     Returns:
         A `LoadReport`.
 
     Raises:
-        ValueError: If the file is damaged, or its weights are not those of the model. Nothing in
-            the model is changed then.
+        ValueError: If the file is damaged, its weights are not those of the model, or neither the
+            file nor `shortcut_padding` says how its shortcuts are padded. Nothing in the model is
+            changed then. Of names and shapes that differ, the message has the first of each side,
+            and the attribute `report` of the error, a `LoadReport`, has all.
+        FileNotFoundError: If there is no such file.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
     is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
     tensors = _of_model(source) if is_model else formats.read(source, format, sha256)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
+    stated = _stated_padding(source) if padding.is_padded(model) else None
+    padding.absorb_padding(values, model, report.scheme, shortcut_padding, stated, source)
     weights = weights_by_path(model)
     for path, value in values.items():
         weights[path].assign(value)
     return report
+
+
+def _stated_padding(source):
+    try:
+        return read_metadata(source).get(padding.METADATA)
+    except safetensors.SafetensorError:  # a file of another format
+        return None
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

@@ -58,6 +58,7 @@ def read(
         sha256: What the hash of the file must be; checked before anything interprets it.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of no known format, or another than `sha256` says.
         ImportError: If the package that reads the format is missing.
     """
@@ -77,7 +78,12 @@ def read(
 
 
 def _content(path, sha256):
-    path = pathlib.Path(path)
+    given, path = os.fspath(path), pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no such file of weights. Expected the path of a file. Received: {given!r}. "
+            "Tags and hf:// addresses are for constructors: keras_resnet.build(name, weights=...)."
+        )
     if path.stat().st_size > LARGEST_BYTES:
         raise ValueError(
             f"The weights file is too large. Expected at most {LARGEST_BYTES:,} bytes. "
@@ -94,6 +100,12 @@ def _content(path, sha256):
 
 
 def _format(path, content):
+    if content.startswith(b"PK") and _is_keras_archive(content):
+        raise ValueError(
+            "A whole Keras model is no file of weights. Expected a file of format "
+            f"{', '.join(_READERS)}. Received: {os.fspath(path)!r}. Load it by "
+            "keras.models.load_model(path), or its weights by model.load_weights(path)."
+        )
     for offset, magic, format in _MAGIC:
         if content[offset : offset + len(magic)] == magic:
             return format
@@ -104,6 +116,14 @@ def _format(path, content):
             f"{', '.join(_READERS)}. Received: {os.fspath(path)!r}. Give `format`."
         )
     return _SUFFIXES[suffix]
+
+
+def _is_keras_archive(content):
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {"metadata.json", "config.json"} <= set(archive.namelist())
+    except Exception:  # damaged: whoever reads it says so
+        return False
 
 
 def _require(format, path):
@@ -136,17 +156,30 @@ def _torch(content):
             if sum(entry.file_size for entry in archive.infolist()) > len(content):
                 raise ValueError("its archive claims to unpack to more than the file has")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    while wrapper := next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None):
-        state = state[wrapper]
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
+        inner = [state[key] for key in _WRAPPERS if key in state] if _is_dict(state) else []
+        state = next(filter(_is_dict, inner), state)
+    tensors = {
+        name: value
+        for name, value in (state.items() if _is_dict(state) else ())
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise ValueError("it holds no dictionary of tensors")
+    # A tensor can claim any shape by strides of zero, and many tensors the same values.
+    left = len(content)
     for name, value in tensors.items():
-        # A tensor can claim any shape by strides of zero.
-        if value.numel() * value.element_size() > len(content):
+        left -= value.numel() * value.element_size()
+        if left < 0:
             raise ValueError(f"{name} claims more bytes than the file has")
     return {
         name: (value.float() if value.is_floating_point() else value).detach().numpy()
         for name, value in tensors.items()
     }
+
+
+def _is_dict(value):
+    return isinstance(value, dict)
 
 
 # Under which names training scripts keep the weights among other things.

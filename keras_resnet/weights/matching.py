@@ -70,8 +70,8 @@ def match(
         Values by the path of their weight, and a `LoadReport`.
 
     Raises:
-        ValueError: If something does not fit and `strict` is set, if the file is for another graph,
-            or if values are no numbers.
+        ValueError: If something does not fit and `strict` is set (its attribute `report` is the
+            whole `LoadReport`), if the file is for another graph, or if values are no numbers.
     """
     weights = weights_by_path(model)
     paths = {*weights, "predictions/bias"}  # which may be all that tells schemes apart
@@ -81,13 +81,26 @@ def match(
         tensors = _without(tensors, scheme.layer("predictions"))
     values, report = _convert(scheme, tensors, weights, model)
     if strict and (report.unused or report.missing or report.mismatched):
-        raise ValueError(
+        remedy = " Leave the classifier out by head=False." if _is_of_heads(report, scheme) else ""
+        error = ValueError(
             f"The weights of {os.fspath(source)!r} are not those of this network. Expected the "
-            f"same names and shapes. Received: {report.difference}."
+            f"same names and shapes. Received: {report.difference}.{remedy}"
         )
-    _check_graph(scheme, model, source)
+        error.report = report
+        raise error
+    check_graph(scheme, model, f"The weights of {os.fspath(source)!r} belong to another graph.")
+    values = {path: _cast(value, weights[path]) for path, value in values.items()}
     _check_numbers(values, source)
     return values, report
+
+
+def _is_of_heads(report, scheme):
+    """Whether nothing but classifiers does not fit."""
+    theirs = scheme.layer("predictions")
+    ours = (*report.missing, *report.mismatched)
+    return all(path.startswith("predictions/") for path in ours) and all(
+        name.startswith((f"{theirs}.", f"{theirs}/")) for name in report.unused
+    )
 
 
 def _without(entries, layer):
@@ -149,17 +162,32 @@ def _absorb_epsilons(scheme, values, model):
             values[path] = values[path] + np.float32(scheme.epsilon - layer.epsilon)
 
 
-def _check_graph(scheme, model, source):
-    """What no weight shows: where the strides are."""
+def check_graph(scheme: Scheme, model: keras.Model, problem: str) -> None:
+    """What no weight shows: where the strides are, how the stem pools.
+
+    Args:
+        scheme: Whose graph is meant.
+        model: Any model; one without a `variant` says nothing of its graph.
+        problem: What is wrong if the model has another, a sentence.
+
+    Raises:
+        ValueError: If it has.
+    """
     variant = getattr(model, "variant", None)
     options = scheme.wrong_options(variant) if variant is not None else {}
     if options:
-        received = ", ".join(f"{field}={getattr(variant, field, None)!r}" for field in options)
+        received = ", ".join(f"{field}={getattr(variant, field)!r}" for field in options)
         expected = ", ".join(f"{field}={value!r}" for field, value in options.items())
         raise ValueError(
-            f"The weights of {os.fspath(source)!r} belong to another graph. Expected the one of "
-            f"{scheme.name}. Received: {received}. Build the network with {expected}."
+            f"{problem} Expected the one of {scheme.name}. Received: {received}. Build the network "
+            f"with {expected}."
         )
+
+
+def _cast(value, weight):
+    """A value in the precision of the model, where a finite number may become infinite."""
+    with np.errstate(over="ignore"):
+        return value.astype(keras.backend.standardize_dtype(weight.dtype))
 
 
 def _check_numbers(values, source):
@@ -170,8 +198,8 @@ def _check_numbers(values, source):
     ]
     if wrong:
         raise ValueError(
-            f"The weights of {os.fspath(source)!r} are damaged. Expected finite numbers, and "
-            f"variances from 0. Received: {_some('others in', wrong)}."
+            f"The weights of {os.fspath(source)!r} are damaged. Expected finite numbers in the "
+            f"precision of the model, and variances from 0. Received: {_some('others in', wrong)}."
         )
 
 

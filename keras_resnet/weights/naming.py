@@ -38,7 +38,8 @@ class Scheme:
             bias there is a shift of the moving mean here.
         convolutional_head: Whether the classifier is a 1x1 convolution there.
         unbiased: Pattern of the biases that are missing there alone: zeros here.
-        options: Fields of the `Variant` that no weight shows, as the graph there has them.
+        options: Fields of the `Variant` that no weight shows, and the values that make the graph
+            there; the most usual one first.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Scheme:
     absorbs_biases: bool = False
     convolutional_head: bool = False
     unbiased: str = r"(?!)"
-    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
     def layer(self, name: str) -> str | None:
         """What a layer is called there; `None` if such a network has no such layer."""
@@ -86,18 +87,39 @@ class Scheme:
     def wrong_options(self, variant: Variant) -> dict[str, object]:
         """The options that the source's graph has and a network has not."""
         return {
-            field: value
-            for field, value in self.options.items()
-            if getattr(variant, field, None) != value
+            field: values[0]
+            for field, values in self.options.items()
+            if getattr(variant, field) not in values
+            # A basic block begins with its 3x3 convolution, where the stride is anyway.
+            and (field, variant.block) != ("stride_in_1x1", "basic")
         }
 
 
-def _torch(name, layers, **axes):
-    return Scheme(name, layers, _TORCH_WEIGHTS, transposed=True, epsilon=1e-5, **axes)
+_PROJECTIONS = ("projection", "projection_all")
 
 
-def _keras(name, layers, **axes):
-    return Scheme(name, layers, _KERAS_WEIGHTS, **axes)
+def _graph(order="original", **options):
+    """What a graph has unless `options` say otherwise."""
+    usual = {
+        "activation_order": order,
+        "shortcut": _PROJECTIONS,
+        "stride_in_1x1": False,
+        "stride_in_last_block": False,
+    }
+    return {
+        field: value if isinstance(value, tuple) else (value,)
+        for field, value in (usual | options).items()
+    }
+
+
+def _torch(name, layers, graph, **axes):
+    return Scheme(
+        name, layers, _TORCH_WEIGHTS, transposed=True, epsilon=1e-5, options=graph, **axes
+    )
+
+
+def _keras(name, layers, graph=None, **axes):
+    return Scheme(name, layers, _KERAS_WEIGHTS, options=graph or {}, **axes)
 
 
 _TORCHVISION = {
@@ -174,12 +196,14 @@ _KERAS_APPLICATIONS_V2 = _KERAS_APPLICATIONS | {
 _KERAS_HUB = {
     "stem_conv": "conv1_conv",
     "stem_bn": "conv1_bn",
-    **{f"stem_{kind}{n}": f"conv{n}_{kind}" for kind in ("conv", "bn") for n in (1, 2, 3)},
     "stage_block_conv": lambda s, b, n: f"stack{s - 1}_block{b - 1}_{n}_conv",
     "stage_block_bn": lambda s, b, n: f"stack{s - 1}_block{b - 1}_{n}_bn",
     "stage_block_shortcut_conv": lambda s, b: f"stack{s - 1}_block{b - 1}_0_conv",
     "stage_block_shortcut_bn": lambda s, b: f"stack{s - 1}_block{b - 1}_0_bn",
     "predictions": "predictions",
+}
+_KERAS_HUB_D = {name: layer for name, layer in _KERAS_HUB.items() if "stem" not in name} | {
+    f"stem_{kind}{n}": f"conv{n}_{kind}" for kind in ("conv", "bn") for n in (1, 2, 3)
 }
 _KERAS_HUB_V2 = _KERAS_HUB | {
     "stage_block_bn": lambda s, b, n: f"stack{s - 1}_block{b - 1}_{n - 1 or 'pre_activation'}_bn",
@@ -213,35 +237,66 @@ def _lettered(stage, block):
     return f"{stage + 1}{_letter(block)}"
 
 
-_V1_STRIDE = {"stride_in_1x1": True}
-_V2_GRAPH = {"conv_bias": True, "stride_in_last_block": True, "stem": "imagenet_zero_padded"}
-_CAFFE_GRAPH = _V1_STRIDE | {"stem": "imagenet_caffe"}
+# One graph by three names: behind a ReLU, zeros around the image never win in the pool.
+_STEMS = ("imagenet", "imagenet_zero_padded", "imagenet_activated")
+_CLASSIC = _graph(stem=_STEMS)
+_DEEP = _graph(shortcut="average_pool")
 SCHEMES = (
     _keras("keras_resnet", None),
-    _torch("torchvision", _TORCHVISION),
-    _torch("cifar", _TORCHVISION | {"predictions": "linear"}),
-    _torch("timm_d", _TIMM_D),
-    _torch("timm_v2", _TIMM_V2, convolutional_head=True),
-    _torch("densenet", _DENSENET),
-    _torch("transformers", _TRANSFORMERS),
+    _torch(
+        "torchvision",
+        _TORCHVISION,
+        _graph(stem=(*_STEMS, "cifar"), shortcut=(*_PROJECTIONS, "zero_padding")),
+    ),
+    _torch(
+        "cifar",
+        _TORCHVISION | {"predictions": "linear"},
+        _graph(stem=("cifar", *_STEMS), shortcut=("zero_padding", *_PROJECTIONS)),
+    ),
+    _torch("timm_d", _TIMM_D, _DEEP),
+    _torch(
+        "timm_v2",
+        _TIMM_V2,
+        _graph("full_pre_activation", stem=("imagenet", "cifar")),
+        convolutional_head=True,
+    ),
+    _torch("densenet", _DENSENET, {}),  # its names and shapes show all
+    _torch("transformers", _TRANSFORMERS, _CLASSIC),
     _keras(
         "keras_applications",
         _KERAS_APPLICATIONS,
+        _graph(stem=_STEMS, stride_in_1x1=True),
         epsilon=1.001e-5,
         absorbs_biases=True,
-        options=_V1_STRIDE,
     ),
     _keras(
         "keras_applications_v2",
         _KERAS_APPLICATIONS_V2,
+        _graph(
+            "full_pre_activation",
+            conv_bias=True,
+            stride_in_last_block=True,
+            stem="imagenet_zero_padded",
+        ),
         epsilon=1.001e-5,
         unbiased=r"stage\d+_block\d+_conv[12]/bias",
-        options=_V2_GRAPH,
     ),
-    _keras("keras_hub", _KERAS_HUB, epsilon=1e-5),
-    _keras("keras_hub_v2", _KERAS_HUB_V2, epsilon=1e-5),
+    _keras("keras_hub", _KERAS_HUB, _CLASSIC, epsilon=1e-5),
+    _keras("keras_hub_d", _KERAS_HUB_D, _DEEP, epsilon=1e-5),
+    _keras(
+        "keras_hub_v2",
+        _KERAS_HUB_V2,
+        _graph("full_pre_activation", stem="imagenet"),
+        epsilon=1e-5,
+    ),
     *(
-        _keras("caffe", _caffe(name), epsilon=1e-5, absorbs_biases=True, options=_CAFFE_GRAPH)
+        _keras(
+            "caffe",
+            _caffe(name),
+            _graph(stride_in_1x1=True, stem="imagenet_caffe"),
+            epsilon=1e-5,
+            absorbs_biases=True,
+        )
         for name in (_lettered, lambda s, b: (_numbered if s in (2, 3) else _lettered)(s, b))
     ),
 )

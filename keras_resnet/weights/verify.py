@@ -5,6 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_resnet.weights.padding import channel_orders, check_padding, is_padded
+
 # What the last block of a stage is called, here and in other Keras models (stage and block from 1).
 _KERAS_STAGES = (
     lambda s, b: f"stage{s}_block{b}_out",
@@ -50,7 +52,13 @@ class Verification:
         return "\n".join(lines + [f"{name:8} {a:10.2g} {b:10.3g}" for name, a, b in rows])
 
 
-def verify(model: keras.Model, reference, images: np.ndarray | None = None) -> Verification:
+def verify(
+    model: keras.Model,
+    reference,
+    images: np.ndarray | None = None,
+    *,
+    shortcut_padding: str | None = None,
+) -> Verification:
     """Compares a model with the one its weights came from: the logits, and each stage's output.
 
     Args:
@@ -59,13 +67,22 @@ def verify(model: keras.Model, reference, images: np.ndarray | None = None) -> V
             networks; a model of keras.applications or KerasHub; another model of this package.
         images: Preprocessed images of shape `(batch, height, width, channels)`. Default: two of
             normally distributed noise, of the model's input size.
+        shortcut_padding: What `load_weights` was told. With `"both"`, the channels of the stages
+            stand in another order here, and are compared in that of the reference.
 
     Returns:
         A `Verification`, which prints as a table.
 
     Raises:
-        ValueError: If the reference's stages are not found, or differ in number or shape.
+        ValueError: If the reference's stages are not found, or differ in number or shape; if
+            `shortcut_padding` is given for a network without zero-padded shortcuts.
     """
+    check_padding(shortcut_padding)
+    if shortcut_padding and not is_padded(model):
+        raise ValueError(
+            "`shortcut_padding` is for networks with zero-padded shortcuts. Expected None. "
+            f"Received: {shortcut_padding!r} for {model.name!r}."
+        )
     if images is None:
         images = np.random.default_rng(0).normal(size=(2, *_image_shape(model)))
     images = np.asarray(images, "float32")
@@ -78,11 +95,22 @@ def verify(model: keras.Model, reference, images: np.ndarray | None = None) -> V
             "The reference is another network. Expected outputs of the shapes "
             f"{shapes[0]} (stages, logits). Received: {shapes[1]}."
         )
+    if shortcut_padding:
+        theirs = [*_reordered(theirs[:-1], model, shortcut_padding), theirs[-1]]
     differences = [_largest(a, b) for a, b in zip(ours, theirs)]
     sizes = [_largest(b) for b in theirs]
     return Verification(
         differences[-1], sizes[-1], tuple(differences[:-1]), tuple(sizes[:-1]), images.shape
     )
+
+
+def _reordered(stages, model, shortcut_padding):
+    """The reference's feature maps with their channels in the model's order."""
+    orders = {  # by stage, the last block's
+        block.partition("_")[0]: order
+        for block, order in channel_orders(model, shortcut_padding).items()
+    }
+    return [stage[..., orders[f"stage{number}"]] for number, stage in enumerate(stages, 1)]
 
 
 def _largest(array, other=0.0):
