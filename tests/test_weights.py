@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from families import small
 
 import keras_resnet
 from keras_resnet.weights import WEIGHT_SETS, fetch, load_weights, read_metadata, save_weights
@@ -51,6 +52,32 @@ def test_they_move_to_a_network_with_stochastic_depth_and_projections(tmp_path):
     for layer in first.layers:
         for old, new in zip(layer.weights, second.get_layer(layer.name).weights, strict=True):
             np.testing.assert_array_equal(new.numpy(), old.numpy())
+
+
+@pytest.mark.parametrize(
+    ("field", "there", "here"),
+    [("stride_in_1x1", True, False), ("activation_order", "relu_before_addition", "original")],
+)
+def test_a_file_of_another_graph_is_refused(field, there, here, tmp_path):
+    """Strides and the order of layers have no weights: nothing else would notice."""
+    path = tmp_path / "there.safetensors"
+    row = small("resnet50")
+    save_weights(keras_resnet.build(row, **{field: there}), path)
+    other = keras_resnet.build(row, **{field: here})
+    weights = other.get_weights()
+    with pytest.raises(
+        ValueError, match=rf"another graph.* Build the network with {field}={there!r}"
+    ):
+        load_weights(other, path)
+    assert all(map(np.array_equal, other.get_weights(), weights))
+    load_weights(keras_resnet.build(row, **{field: there}), path)
+
+
+@pytest.mark.parametrize("graph", ["{", "[]", "3"])
+def test_a_graph_that_cannot_be_read_is_an_error(graph, model, tmp_path):
+    save_weights(model, tmp_path / "odd.safetensors", {"graph": graph})
+    with pytest.raises(ValueError, match="The file's graph cannot be read"):
+        load_weights(model, tmp_path / "odd.safetensors")
 
 
 def test_a_backbone_takes_all_but_the_head(model, saved):

@@ -21,6 +21,9 @@ from keras_resnet.weights import formats, padding
 from keras_resnet.weights.matching import LoadReport, check_graph, match, weights_by_path
 from keras_resnet.weights.naming import SCHEMES
 
+# What no weight shows.
+_GRAPH = ("activation_order", "shortcut", "stem", "stride_in_1x1", "stride_in_last_block")
+
 
 def save_weights(
     model: keras.Model, path: str | os.PathLike, metadata: dict[str, str] | None = None
@@ -28,7 +31,7 @@ def save_weights(
     """Writes all weights of a model, without optimizer.
 
     The file says how the model's images are preprocessed and how many classes it has, and
-    `weights=path` gives a model that knows it again.
+    `weights=path` gives a model that knows it again; and what of its graph no weight shows.
 
     Args:
         model: A built model.
@@ -44,6 +47,8 @@ def save_weights(
         about["preprocessing"] = json.dumps(preprocessing.to_dict())
     if "predictions/bias" in tensors:
         about["classes"] = str(tensors["predictions/bias"].shape[0])
+    if getattr(model, "variant", None) is not None:
+        about["graph"] = json.dumps({field: getattr(model.variant, field) for field in _GRAPH})
     about |= metadata or {}
     pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
 
@@ -146,7 +151,10 @@ def load_weights(
     is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
     tensors = _of_model(source) if is_model else formats.read(source, format, sha256)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
-    stated = _stated_padding(source) if padding.is_padded(model) else None
+    about = _metadata_of_any(source)
+    if "graph" in about and report.scheme == SCHEMES[0].name:
+        _check_own_graph(about["graph"], model, source)
+    stated = about.get(padding.METADATA)
     padding.absorb_padding(values, model, report.scheme, shortcut_padding, stated, source)
     weights = weights_by_path(model)
     for path, value in values.items():
@@ -154,11 +162,24 @@ def load_weights(
     return report
 
 
-def _stated_padding(source):
+def _metadata_of_any(source):
     try:
-        return read_metadata(source).get(padding.METADATA)
+        return read_metadata(source)
     except safetensors.SafetensorError:  # a file of another format
-        return None
+        return {}
+
+
+def _check_own_graph(stated, model, source):
+    try:
+        fields = json.loads(stated).items()
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            "The file's graph cannot be read. Expected fields of `keras_resnet.Variant` as JSON. "
+            f"Received: {os.fspath(source)!r} ({error})."
+        ) from error
+    options = {field: (value,) for field, value in fields if field in _GRAPH}
+    own = dataclasses.replace(SCHEMES[0], options=options)
+    check_graph(own, model, f"The weights of {os.fspath(source)!r} belong to another graph.")
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
