@@ -54,15 +54,20 @@ def test_they_move_to_a_network_with_stochastic_depth_and_projections(tmp_path):
             np.testing.assert_array_equal(new.numpy(), old.numpy())
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "keras"])
 @pytest.mark.parametrize(
     ("field", "there", "here"),
     [("stride_in_1x1", True, False), ("activation_order", "relu_before_addition", "original")],
 )
-def test_a_file_of_another_graph_is_refused(field, there, here, tmp_path):
+def test_a_file_of_another_graph_is_refused(field, there, here, suffix, tmp_path):
     """Strides and the order of layers have no weights: nothing else would notice."""
-    path = tmp_path / "there.safetensors"
     row = small("resnet50")
-    save_weights(keras_resnet.build(row, **{field: there}), path)
+    source = keras_resnet.build(row, **{field: there})
+    if suffix == "keras":
+        source.save(tmp_path / "there.keras")
+    else:
+        save_weights(source, tmp_path / "there.safetensors")
+    path = tmp_path / f"there.{suffix}"
     other = keras_resnet.build(row, **{field: here})
     weights = other.get_weights()
     with pytest.raises(

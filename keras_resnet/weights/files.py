@@ -47,10 +47,15 @@ def save_weights(
         about["preprocessing"] = json.dumps(preprocessing.to_dict())
     if "predictions/bias" in tensors:
         about["classes"] = str(tensors["predictions/bias"].shape[0])
-    if getattr(model, "variant", None) is not None:
-        about["graph"] = json.dumps({field: getattr(model.variant, field) for field in _GRAPH})
-    about |= metadata or {}
+    about |= _graph_of(model) | (metadata or {})
     pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
+
+
+def _graph_of(model):
+    """What of a graph no weight shows, as metadata; nothing of a model without `variant`."""
+    if getattr(model, "variant", None) is None:
+        return {}
+    return {"graph": json.dumps({field: getattr(model.variant, field) for field in _GRAPH})}
 
 
 def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
@@ -149,9 +154,11 @@ def load_weights(
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
     is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
-    tensors = _of_model(source) if is_model else formats.read(source, format, sha256)
+    if is_model:
+        tensors, about = _of_model(source)
+    else:
+        tensors, about = formats.read(source, format, sha256), _metadata_of_any(source)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
-    about = _metadata_of_any(source)
     if "graph" in about and report.scheme == SCHEMES[0].name:
         _check_own_graph(about["graph"], model, source)
     stated = about.get(padding.METADATA)
@@ -258,13 +265,14 @@ def _about_model(path):
 
 
 def _of_model(path):
-    """The weights of a whole model by their paths, which say more than Keras's order of layers."""
+    """The weights of a whole model by their paths, and what `save_weights` would say of it."""
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # whatever Keras meets in a file of others
         raise _not_a_model(path, error) from error
     weights = weights_by_path(model).items()
-    return {name: keras.ops.convert_to_numpy(weight) for name, weight in weights}
+    tensors = {name: keras.ops.convert_to_numpy(weight) for name, weight in weights}
+    return tensors, _graph_of(model)
 
 
 def _not_a_model(path, error):
