@@ -230,8 +230,9 @@ def test_the_format_is_told_by_the_content_whatever_the_name(model, tmp_path):
 @pytest.mark.usefixtures("untouched")
 def test_a_whole_keras_model_names_its_own_way(model, tmp_path):
     model.save(tmp_path / "whole.keras")
+    renamed = (tmp_path / "whole.keras").rename(tmp_path / "whole.pth")
     with pytest.raises(ValueError, match=r"Load it by keras.models.load_model\(path\)"):
-        load_weights(model, tmp_path / "whole.keras")
+        load_weights(model, renamed)
 
 
 @pytest.mark.usefixtures("untouched")
