@@ -34,7 +34,7 @@ def training(*arguments, cwd):
 
 @pytest.fixture
 def training_here(monkeypatch, capsys):
-    """The same in this process, which has TensorFlow already: for commands that change nothing."""
+    """The same in this process, which has TensorFlow already: for commands that do not train."""
 
     def run(*arguments, cwd):
         monkeypatch.chdir(cwd)
@@ -140,10 +140,10 @@ def test_training_prints_its_results_and_what_to_do_next(trained):
     assert Image.open(run / "curves.png").width > 1000
 
 
-def test_evaluate_repeats_the_score(trained):
+def test_evaluate_repeats_the_score(trained, training_here):
     folder, _ = trained
     run = folder / "runs" / "digits-resnet20-seed7"
-    answer = training("evaluate", "runs/digits-resnet20-seed7", cwd=folder)
+    answer = training_here("evaluate", "runs/digits-resnet20-seed7", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     top1 = json.loads((run / "record.json").read_text())["results"]["test"]["top1"]
     assert f"{top1:.2%}" in answer.stdout
@@ -201,9 +201,9 @@ def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_run_does_not_replace_the_first(trained):
+def test_a_second_run_does_not_replace_the_first(trained, training_here):
     folder, _ = trained
-    answer = training("train", "digits-resnet20", "--steps", "1", "--seed", "7", cwd=folder)
+    answer = training_here("train", "digits-resnet20", "--steps", "1", "--seed", "7", cwd=folder)
     assert answer.returncode == 2
     assert "The run directory already holds another run." in answer.stderr
 

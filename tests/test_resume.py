@@ -201,9 +201,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_the_same(tmp_path, replicas
     assert_equal_runs(run.dir, whole.dir, resumed)
 
 
-def test_a_run_that_another_process_works_on_is_refused(undisturbed):
-    run = Run(undisturbed.parent)
-    with records.claimed(run.dir, resume=True):
+def test_a_run_that_another_process_works_on_is_refused(tmp_path):
+    run = Run(tmp_path)
+    with records.claimed(run.dir):
         run.start()
         code, output = run.end()
     assert code == 2

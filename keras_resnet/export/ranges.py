@@ -80,8 +80,8 @@ def _best_shares(values, low, high):
     def errors(share):
         step = (high - low) * share / STEPS
         zero = np.round(-low * share / step)
-        rounded = np.clip(np.round(values / step) + zero, 0, STEPS)
-        relative = np.abs((rounded - zero) * step - values) / images
+        rounded = np.clip(np.round(values / step), -zero, STEPS - zero)
+        relative = np.abs(rounded * step - values) / images
         return [np.mean(relative**exponent) for exponent in EXPONENTS]
 
     return SHARES[np.argmin([errors(share) for share in SHARES], axis=0)]
