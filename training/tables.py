@@ -164,7 +164,8 @@ def exports(reports: list[ExportReport]) -> Table:
         reports: One report per format.
     """
     header, *rows = table_rows(reports)
-    table = Table(title=f"Exports, compared on {reports[0].examples:,} test images")
+    title = f"Exports, compared on {reports[0].examples:,} test images"
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for position, heading in enumerate(header):
         table.add_column(heading, justify="right" if position else "left")
     for row in rows:
