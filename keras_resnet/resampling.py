@@ -4,6 +4,8 @@ Kernels of other libraries differ in the last bits, and their bicubic overshoots
 passes, by up to 14 of 255 grey levels on photographs. Here one pass is one matrix product.
 """
 
+import types
+
 import keras
 import numpy as np
 from keras import ops
@@ -23,14 +25,15 @@ def resize(images, size, interpolation="bilinear"):
 
     Args:
         images: Array, or tensor of Keras's backend, of shape `([batch,] height, width, channels)`
-            with values 0..255. TensorFlow's may have unknown sizes.
+            with values 0..255. TensorFlow's, as tf.data has them beside every backend, may have
+            unknown sizes.
         size: Height and width in pixels: two integers, or scalar tensors of TensorFlow.
         interpolation: `"bilinear"` or `"bicubic"`.
 
     Returns:
         float32 of shape `([batch,] *size, channels)`, whole numbers in 0..255.
     """
-    xp = np if isinstance(images, np.ndarray) else ops
+    xp = _namespace(images)
     given_height, given_width = xp.shape(images)[-3:-1]
     height, width = size
     lost = given_height - height
@@ -45,27 +48,43 @@ def resize(images, size, interpolation="bilinear"):
 
     if isinstance(rows_first, bool):
         return columns(rows(images)) if rows_first else rows(columns(images))
-    return ops.cond(rows_first, lambda: columns(rows(images)), lambda: rows(columns(images)))
+    return xp.cond(rows_first, lambda: columns(rows(images)), lambda: rows(columns(images)))
 
 
 def _resize_rows(images, wanted, interpolation):
-    xp = np if isinstance(images, np.ndarray) else ops
+    xp = _namespace(images)
     *batch, given, width, channels = xp.shape(images)
     rows = xp.reshape(images, (*batch, given, width * channels))
-    kernel = _kernel(given, wanted, interpolation)
-    if xp is ops:
-        dtype = "float32" if keras.backend.backend() == "jax" else "float64"
-        kernel, rows = ops.cast(kernel, dtype), ops.cast(rows, dtype)
+    is_known = isinstance(given, int) and isinstance(wanted, int)
+    kernel = _kernel(np if is_known else xp, given, wanted, interpolation)
+    if xp is not np:
+        dtype = "float32" if xp is ops and keras.backend.backend() == "jax" else "float64"
+        kernel, rows = xp.cast(kernel, dtype), xp.cast(rows, dtype)
     values = xp.clip(xp.floor(xp.matmul(kernel, rows) + 0.5), 0, 255)
-    values = values.astype("float32") if xp is np else ops.cast(values, "float32")
+    values = values.astype("float32") if xp is np else xp.cast(values, "float32")
     return xp.reshape(values, (*batch, wanted, width, channels))
 
 
-def _kernel(given, wanted, interpolation):
+def _namespace(images):
+    """NumPy, the operations of Keras, or the same of TensorFlow where that is not its backend."""
+    if isinstance(images, np.ndarray):
+        return np
+    if keras.backend.backend() == "tensorflow" or "tensorflow" not in type(images).__module__:
+        return ops
+    import tensorflow as tf
+
+    def shape(images):
+        sizes = zip(images.shape, tf.unstack(tf.shape(images)))
+        return tuple(size if known is None else known for known, size in sizes)
+
+    others = {"shape": shape, "arange": tf.range, "cast": tf.cast, "cond": tf.cond}
+    return types.SimpleNamespace(**vars(tf.experimental.numpy) | others)
+
+
+def _kernel(xp, given, wanted, interpolation):
     """Weights of shape `(wanted, given)`: how much of each pixel goes into each of the result."""
-    is_known = isinstance(given, int) and isinstance(wanted, int)
-    xp = np if is_known else ops
-    given, wanted = (size if is_known else ops.cast(size, "float64") for size in (given, wanted))
+    if xp is not np:
+        given, wanted = (xp.cast(size, "float64") for size in (given, wanted))
     scale = given / wanted
     stretch = xp.maximum(scale, 1.0)  # a shrinking resize averages over all pixels it covers
     support = SUPPORT[interpolation] * stretch

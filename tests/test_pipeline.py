@@ -362,12 +362,11 @@ def test_bad_input_is_explained():
         batches(numbered(3), 1, augmentation={"shfit": {}})
 
 
-@pytest.mark.slow
 def test_the_pipeline_runs_beside_a_jax_network():
     pytest.importorskip("jax")
     program = """
-from training import datasets, pipeline
-import keras, numpy as np
+from training import datasets, pipeline, pixels
+import keras, numpy as np, tensorflow as tf
 assert keras.backend.backend() == "jax"
 digits = datasets.load("digits")
 batch = dict(batch_size=4, preprocessing=digits.preprocessing)
@@ -376,6 +375,13 @@ x, y, w = next(iter(pipeline.evaluation_batches(digits.splits["test"], **batch))
 batch["preprocessing"] = pipeline.Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
 x, y, w = next(iter(pipeline.evaluation_batches(digits.splits["test"], **batch)))
 assert x.shape == (4, 16, 16, 1)
+photos = np.random.default_rng(0).integers(0, 256, (2, 40, 31, 3), dtype="uint8")
+photo = pipeline.Preprocessing(size=(16, 16), resize_size=20)
+for shape in (photos.shape, (None, None, None, 3)):
+    signature = tf.TensorSpec(shape, "uint8")
+    made = tf.data.Dataset.from_generator(lambda: [photos], output_signature=signature)
+    found = next(iter(made.map(lambda images: pixels.fit(images, photo))))
+    np.testing.assert_array_equal(found, photo.resize(photos))
 """
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
