@@ -33,26 +33,25 @@ def resize(images, size, interpolation="bilinear"):
     Returns:
         float32 of shape `([batch,] *size, channels)`, whole numbers in 0..255.
     """
-    xp = _namespace(images)
+    xp = _namespace(images, *size)
     given_height, given_width = xp.shape(images)[-3:-1]
     height, width = size
     lost = given_height - height
     rows_first = (lost > 0) & (lost > 2 * (given_width - width))
 
     def rows(images):
-        return _resize_rows(images, height, interpolation)
+        return _resize_rows(xp, images, height, interpolation)
 
     def columns(images):
-        turned = _resize_rows(xp.swapaxes(images, -3, -2), width, interpolation)
+        turned = _resize_rows(xp, xp.swapaxes(images, -3, -2), width, interpolation)
         return xp.swapaxes(turned, -3, -2)
 
-    if isinstance(rows_first, bool):
+    if xp is np or isinstance(rows_first, bool):
         return columns(rows(images)) if rows_first else rows(columns(images))
     return xp.cond(rows_first, lambda: columns(rows(images)), lambda: rows(columns(images)))
 
 
-def _resize_rows(images, wanted, interpolation):
-    xp = _namespace(images)
+def _resize_rows(xp, images, wanted, interpolation):
     *batch, given, width, channels = xp.shape(images)
     rows = xp.reshape(images, (*batch, given, width * channels))
     is_known = isinstance(given, int) and isinstance(wanted, int)
@@ -65,11 +64,12 @@ def _resize_rows(images, wanted, interpolation):
     return xp.reshape(values, (*batch, wanted, width, channels))
 
 
-def _namespace(images):
+def _namespace(*values):
     """NumPy, the operations of Keras, or the same of TensorFlow where that is not its backend."""
-    if isinstance(images, np.ndarray):
+    if all(isinstance(value, (np.ndarray, np.integer, int)) for value in values):
         return np
-    if keras.backend.backend() == "tensorflow" or "tensorflow" not in type(images).__module__:
+    of_tensorflow = any(type(value).__module__.startswith("tensorflow.") for value in values)
+    if keras.backend.backend() == "tensorflow" or not of_tensorflow:
         return ops
     import tensorflow as tf
 
