@@ -209,6 +209,8 @@ def _endless_keys(split, seed, start):
 
 
 def _parallel_map(dataset, function):
+    # They are operations of TensorFlow as they are: to rewrite them as such takes a second or two.
+    function = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 

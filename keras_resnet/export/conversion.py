@@ -65,7 +65,7 @@ def convert(
     instead = {norm: as_convolution(norm) for norm in norms} if integer else {}
     scopes = {}
 
-    @tf.function(input_signature=[spec])
+    @tf.function(input_signature=[spec], autograph=False)
     def classify(images):
         if preprocessing is not None:
             images = _normalize(tf.cast(images, tf.float32), preprocessing)

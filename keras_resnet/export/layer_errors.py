@@ -57,7 +57,7 @@ def measure_layer_errors(converted: Converted, model, images, prepared) -> dict[
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     interpreter.allocate_tensors()
-    outputs = tf.function(lambda images: layer_outputs(model, images))
+    outputs = tf.function(lambda images: layer_outputs(model, images), autograph=False)
     tensors = _tensors_of_layers(converted, model)
     noise, signal = collections.Counter(), collections.Counter()
     done = 0

@@ -118,7 +118,9 @@ def compare(
     import tensorflow as tf
 
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-    graph = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+    graph = tf.function(
+        lambda images: model(images, training=False), input_signature=[spec], autograph=False
+    )
 
     def reference(images):
         return graph(images).numpy()

@@ -46,11 +46,11 @@ def signatures(
             answers["labels"] = tf.gather(names, tf.argmax(probabilities, axis=1))
         return answers
 
-    @tf.function(input_signature=[images_spec])
+    @tf.function(input_signature=[images_spec], autograph=False)
     def of_images(images):
         return classify(fitted(images))
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "encoded")])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "encoded")], autograph=False)
     def of_encoded(encoded):
         def load(contents):
             return fitted(decode(contents, channels)[tf.newaxis])[0]
@@ -66,7 +66,7 @@ def signatures(
     if features is not None:
         extractor = keras.Model(model.inputs, features)
 
-        @tf.function(input_signature=[images_spec])
+        @tf.function(input_signature=[images_spec], autograph=False)
         def of_features(images):
             pixels = preprocessing.normalize(fitted(images))
             return {"features": extractor(pixels, training=False)}
