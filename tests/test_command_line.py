@@ -149,9 +149,9 @@ def test_evaluate_repeats_the_score(trained, training_here):
     assert f"{top1:.2%}" in answer.stdout
 
 
-def test_export_proves_every_file(trained):
+def test_export_proves_every_file(trained, training_here):
     folder, _ = trained
-    answer = training(
+    answer = training_here(
         "export", "runs/digits-resnet20-seed7", "--output", "saved_models/digits", cwd=folder
     )
     assert answer.returncode == 0, answer.stderr

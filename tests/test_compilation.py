@@ -10,7 +10,7 @@ from training import datasets
 from training.compilation import compiled_model, wants_one_hot
 from training.recipes import get_recipe
 
-RECIPE = get_recipe("digits-resnet20")
+RECIPE = dataclasses.replace(get_recipe("digits-resnet20"), variant="cifar_resnet8")
 
 
 @pytest.fixture(scope="module")
