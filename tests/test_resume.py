@@ -203,7 +203,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_the_same(tmp_path, replicas
 
 def test_a_run_that_another_process_works_on_is_refused(tmp_path):
     run = Run(tmp_path)
-    with records.claimed(run.dir):
+    run.dir.mkdir()
+    (run.dir / records.RECORD).write_text("being written")  # by the other one: nobody else reads it
+    with records.claimed(run.dir, resume=True):
         run.start()
         code, output = run.end()
     assert code == 2

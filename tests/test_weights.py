@@ -8,12 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from families import small
 
 import keras_resnet
 from keras_resnet.weights import WEIGHT_SETS, fetch, load_weights, read_metadata, save_weights
-from training import evaluate, splits
+from training import datasets, evaluate
 
 SMALL = {"depth": 8, "input_shape": (8, 8, 3)}
 SHIPPED = [row for row in WEIGHT_SETS if pathlib.Path(row.sources[0].address).is_absolute()]
@@ -157,8 +156,7 @@ def test_shipped_weights_carry_the_record_of_their_run(row):
 def test_shipped_weights_reach_their_accuracy_on_the_real_test_split(row):
     model = keras_resnet.build(row.variant, weights=row.tag)
     assert model.preprocessing == row.preprocessing
-    images, labels = tfds.load("cifar10", split="test", batch_size=-1, as_supervised=True)
-    test = splits.held_in_memory(images.numpy(), labels.numpy())
+    test = datasets.load("cifar10").splits["test"]
     scores = evaluate.evaluate(model, test, preprocessing=model.preprocessing)
     assert scores.count == 10_000
     assert scores.top1 == pytest.approx(row.accuracy, abs=5e-4)  # rounding differs by machine

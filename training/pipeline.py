@@ -209,7 +209,7 @@ def _endless_keys(split, seed, start):
 
 
 def _parallel_map(dataset, function):
-    # They are operations of TensorFlow as they are: to rewrite them as such takes a second or two.
+    # It is made of operations of TensorFlow already: AutoGraph would take its time for nothing.
     function = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
