@@ -21,7 +21,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not parity' keras_resnet tests
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not parity' keras_resnet tests
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m 'slow and not parity' tests

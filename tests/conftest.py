@@ -1,23 +1,47 @@
 """What the tests share: quiet TensorFlow, seeds, and the real CIFAR-10 where it is present."""
 
+import functools
 import gc
 import importlib
 import os
 import pathlib
 import random
+import sys
+import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-# For the tests under a strategy: TensorFlow divides the CPU once, before anything uses it.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
-)
-keras.utils.set_random_seed(0)
+# As Python 3.12 does: TensorFlow asks of every value whether it follows one protocol or another.
+if sys.version_info < (3, 12):
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+
+
+def pytest_sessionstart(session):
+    """Readies TensorFlow where tests run; the process that only deals them out starts without."""
+    if session.config.getoption("dist", "no") != "no":
+        return
+    import keras
+    import tensorflow as tf
+
+    # For the tests under a strategy: TensorFlow divides the CPU once, before anything uses it.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+    )
+    keras.utils.set_random_seed(0)
+
+    # TensorFlow 2.21 wakes the thread that tunes a pipeline before it tells it to stop: the
+    # iterator waits at its end for up to as long as it lived. Those of replicas take no options.
+    tuned_iterator = tf.data.Dataset.__iter__
+
+    def iterator(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return tuned_iterator(dataset.with_options(options))
+
+    tf.data.Dataset.__iter__ = iterator
 
 
 def pytest_collection_finish():
@@ -73,6 +97,8 @@ def _seeded_and_clean():
     Seeds are drawn from Python's numbers (Keras) and NumPy's. Those of TensorFlow are set once:
     to set them empties its cache of kernels, each of which then takes 0.5 ms to make again.
     """
+    import keras
+
     random.seed(0)
     np.random.seed(0)
     policy = keras.config.dtype_policy()
