@@ -209,7 +209,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     """Also where the loss has not shown it yet."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="dense")])
     model.compile("sgd", "mse")
-    save = SaveCheckpoints(Progress(12), tmp_path, every_seconds=0, signals=Signals())
+    save = SaveCheckpoints(Progress(12), {}, tmp_path, every_seconds=0, signals=Signals())
     save.set_model(model)
     save.on_epoch_end(0)
     assert names(tmp_path) == ["step-000000012"]
@@ -248,14 +248,14 @@ def run(folder, stop=None):
         layers.Dense(2, activation="softmax", name="last"),
     ], name="network")
     model.compile(
-        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
         "sparse_categorical_crossentropy",
         weighted_metrics=["accuracy"],
     )
     progress, arrays = checkpoints.load_newest(folder / "checkpoints")
     signals = interruption.Signals()
     usual = callbacks.in_order(
-        folder, progress, arrays, steps=15, steps_per_epoch=8, has_average=False,
+        folder, progress, arrays, steps=15, steps_per_epoch=8, ema_momentum=0.9,
         checkpoint_every=1000, signals=signals,
     )
     usual.insert(-1, Stop(progress, stop, signals))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from training import checkpoints, files, records
+from training import averaging, checkpoints, files, records
 from training.checkpoints import Progress
 from training.interruption import Interrupted, Signals
 from training.workers import StayTogether
@@ -26,7 +26,7 @@ def in_order(
     *,
     steps: int,
     steps_per_epoch: int,
-    has_average: bool,
+    ema_momentum: float | None,
     checkpoint_every: float,
     signals: Signals,
 ) -> list[keras.callbacks.Callback]:
@@ -38,12 +38,14 @@ def in_order(
         arrays: The values it had then.
         steps: Number of steps of the whole run.
         steps_per_epoch: The same of an epoch.
-        has_average: Whether the optimizer averages the weights.
+        ema_momentum: Of the average of the weights over the steps, if there is one.
         checkpoint_every: Seconds between two checkpoints.
         signals: What may stop the run.
     """
+    averages = {name: arrays[name] for name in arrays if name.startswith(averaging.PREFIX)}
+    swap = [] if ema_momentum is None else [averaging.SwapAverages(averages, ema_momentum)]
     return [
-        Continue(arrays),
+        Continue({name: arrays[name] for name in arrays if name not in averages}),
         StayTogether(),
         CountSteps(progress, steps=steps, steps_per_epoch=steps_per_epoch),
         StopIfNotFinite(progress),
@@ -51,9 +53,10 @@ def in_order(
         keras.callbacks.TensorBoard(run_dir / "tensorboard", write_graph=False),
         KeepBest(progress, run_dir / records.BEST),
         # Validated and kept is the average; with this callback later, it still stands in the model.
-        *([keras.callbacks.SwapEMAWeights()] if has_average else []),
+        *swap,
         SaveCheckpoints(
             progress,
+            averages,
             run_dir / checkpoints.FOLDER,
             every_seconds=checkpoint_every,
             signals=signals,
@@ -223,6 +226,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
 
     Args:
         progress: How far the run has come.
+        averages: What is averaged over the steps beside the model, by name.
         folder: Where.
         every_seconds: Time from one to the next within an epoch, not negative; 0: every step.
         signals: Tells whether the run is to stop.
@@ -231,13 +235,14 @@ class SaveCheckpoints(keras.callbacks.Callback):
     def __init__(
         self,
         progress: Progress,
+        averages: Mapping[str, np.ndarray],
         folder: pathlib.Path,
         *,
         every_seconds: float,
         signals: Signals,
     ):
         super().__init__()
-        self.progress, self.folder = progress, folder
+        self.progress, self.averages, self.folder = progress, averages, folder
         self.every_seconds, self.signals = every_seconds, signals
 
     def on_train_begin(self, logs=None):
@@ -262,7 +267,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self._stop_if_told()
 
     def _save(self):
-        arrays = checkpoints.capture(self.model)
+        arrays = {**checkpoints.capture(self.model), **self.averages}
         if not checkpoints.is_finite(arrays):
             raise diverged(self.progress.step, "weights that are infinite or NaN")
         checkpoints.save(self.folder, self.progress, arrays)

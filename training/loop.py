@@ -228,7 +228,7 @@ def _fit(run_dir, record, model, dataset, signals, checkpoint_every, verbose):
             arrays,
             steps=recipe.steps,
             steps_per_epoch=epoch_steps,
-            has_average=recipe.ema_momentum is not None,
+            ema_momentum=recipe.ema_momentum,
             checkpoint_every=checkpoint_every,
             signals=signals,
         ),

@@ -50,8 +50,8 @@ class Recipe:
             LAMB part of the update that its trust ratio scales.
         decay_exclude: Words; weights whose names contain one of them do not decay.
         clip_norm: Largest norm of all gradients together. `None`: not clipped.
-        ema_momentum: Of an average of the weights over the steps, which is what is evaluated and
-            kept; in (0, 1). `None`: no average.
+        ema_momentum: Of an average of the weights over the steps, and of the moving statistics,
+            which is what is evaluated and kept; in (0, 1). `None`: no average.
         loss: `"categorical_crossentropy"`, or `"binary_crossentropy"` of each class on its own
             (ResNet strikes back).
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
