@@ -72,7 +72,7 @@ class ReplicaModel(keras.Model):
         return dropping.find_residuals(self)
 
     def call(self, inputs, training=None, mask=None):
-        if not (training and self._residuals):
+        if not (training and self._residuals) or self._is_synchronized:
             return super().call(inputs, training=training, mask=mask)
         standardized = self._standardize_inputs(inputs)
         if self.jit_compile and any(None in tensor.shape for tensor in standardized):
@@ -138,9 +138,15 @@ class ReplicaModel(keras.Model):
             [tf.zeros_like(weight.value) for weight in self.trainable_weights],
             [tf.TensorArray(output.dtype, parts) for output in outputs],
         )
-        _, loss, gradients, predictions = tf.while_loop(
-            lambda number, *_: number < parts, body, start, parallel_iterations=1
-        )
+        if self._is_synchronized:
+            state = start
+            for _ in range(parts):
+                state = body(*state)
+        else:
+            state = tf.while_loop(
+                lambda number, *_: number < parts, body, start, parallel_iterations=1
+            )
+        _, loss, gradients, predictions = state
         y_pred = keras.tree.pack_sequence_as(self.output, [array.concat() for array in predictions])
         return loss, y_pred, gradients
 
@@ -166,7 +172,7 @@ class ReplicaModel(keras.Model):
         )
         replicas = self.distribute_strategy.num_replicas_in_sync
         share = tf.cast(images, tf.float32) * replicas / total
-        if self._is_synchronized:  # replicas that wait for each other cannot skip
+        if self._is_synchronized:
             tf.debugging.assert_positive(
                 images,
                 "A replica got no images, and synchronised batch normalisation needs some on each. "
@@ -219,6 +225,7 @@ class ReplicaModel(keras.Model):
 
     @property
     def _is_synchronized(self):
+        """Whether replicas wait for each other inside the network: not in a branch, loop or XLA."""
         return any(getattr(layer, "synchronized", False) for layer in self._flatten_layers())
 
     def _resolve_auto_jit_compile(self):

@@ -181,6 +181,8 @@ def test_a_run_goes_on_as_it_was_started_or_not_at_all(tmp_path, record):
         "choose another directory with --run-dir."
     )
     assert records.read(tmp_path) == record
+    with pytest.raises(ValueError, match=r"Expected accumulation_steps=1\. Received: accum"):
+        records.begin(tmp_path, dataclasses.replace(record, accumulation_steps=4))
     remarks = dataclasses.replace(record.recipe, measured_accuracy=0.5, reference="ours")
     records.begin(tmp_path, dataclasses.replace(record, recipe=remarks))
 

@@ -103,6 +103,8 @@ def train(
         seed=seed,
         replicas=strategy.num_replicas_in_sync,
         data=_describe(dataset, skip_corrupt),
+        accumulation_steps=accumulation_steps,
+        xla=bool(model.jit_compile),
     )
     if verbose is None:
         verbose = 1 if sys.stdout.isatty() else 2

@@ -46,6 +46,8 @@ class Record:
         images_per_second: Training images per second of that duration.
         results: What was measured after the training. Empty until it has ended.
         resumed: How many times the run was continued after it had been stopped.
+        accumulation_steps: In how many parts each device did its share of a batch.
+        xla: Whether XLA compiled the step. `None` in records of before this was kept.
     """
 
     recipe: Recipe
@@ -60,6 +62,8 @@ class Record:
     images_per_second: float | None = None
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     resumed: int = 0
+    accumulation_steps: int = 1
+    xla: bool | None = None
 
     def finished(self, seconds: float, results: dict[str, Any]) -> "Record":
         """The record of the run after its end.
@@ -81,7 +85,9 @@ class Record:
         return dataclasses.asdict(self)
 
 
-def new_record(recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any]) -> Record:
+def new_record(
+    recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any], **how: int | bool
+) -> Record:
     """The record of a run that starts now, on this machine, from this checkout.
 
     Args:
@@ -89,6 +95,7 @@ def new_record(recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any]
         seed: The run's seed.
         replicas: Number of devices.
         data: What is read.
+        **how: `accumulation_steps` and `xla`, as in `Record`.
     """
     return Record(
         recipe=recipe,
@@ -99,6 +106,7 @@ def new_record(recipe: Recipe, *, seed: int, replicas: int, data: dict[str, Any]
         commit=commit(),
         hardware=hardware(),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **how,
     )
 
 
@@ -202,7 +210,9 @@ def _decisive(record):
     """What decides a run, by name, as JSON has it: without tuples."""
     fields = json.loads(json.dumps(record.to_dict()))
     recipe = {name: value for name, value in fields["recipe"].items() if name not in _REMARKS}
-    return {**recipe, "seed": record.seed, "replicas": record.replicas, **fields["data"]}
+    # Batch statistics are those of a part.
+    deciding = {name: fields[name] for name in ("seed", "replicas", "accumulation_steps")}
+    return {**recipe, **deciding, **fields["data"]}
 
 
 def write(run_dir: str | os.PathLike, record: Record) -> None:
