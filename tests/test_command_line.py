@@ -50,13 +50,13 @@ def training_here(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A short run on two replicas in the default directory."""
+    """A short run on two replicas in the default directory, and what it printed."""
     folder = tmp_path_factory.mktemp("user")
     answer = training(
         "train", "digits-resnet20", "--epochs", "2", "--replicas", "2", "--seed", "7", cwd=folder
     )
     assert answer.returncode == 0, answer.stderr
-    return folder, answer.stdout
+    return folder, answer
 
 
 def test_help_names_every_command():
@@ -127,7 +127,9 @@ def test_list_counts_what_the_paper_counts(training_here):
 
 
 def test_training_prints_its_results_and_what_to_do_next(trained):
-    folder, output = trained
+    folder, answer = trained
+    output = answer.stdout
+    assert "no XLA, because oneDNN trains faster, on 2 replica(s), CPU" in answer.stderr
     run = folder / "runs" / "digits-resnet20-seed7"
     record = json.loads((run / "record.json").read_text())
     assert (record["seed"], record["replicas"], record["recipe"]["steps"]) == (7, 2, 20)

@@ -278,6 +278,17 @@ def test_auto_takes_no_xla_on_cpus_and_says_so(caplog):
     assert "no XLA, because oneDNN trains faster, on 2 replica(s), CPU" in caplog.text
 
 
+@pytest.mark.parametrize(("devices", "chosen"), [("GPU", True), ("TPU", True), ("CPU", False)])
+def test_auto_takes_xla_where_every_replica_is_an_accelerator(devices, chosen, monkeypatch):
+    with make_strategy(2).scope():
+        model = keras_resnet.build(NETWORK, input_shape=(8, 8, 3))
+    names = (f"/job:localhost/replica:0/task:0/device:{devices}:{number}" for number in range(2))
+    extended = model.distribute_strategy.extended
+    monkeypatch.setattr(type(extended), "worker_devices", tuple(names))
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile="auto")
+    assert model.jit_compile == chosen
+
+
 def synchronized(
     replicas, *, jit_compile=False, order=range(BATCH), accumulation_steps=1, **options
 ):

@@ -1,5 +1,6 @@
 """The command line: `python -m training --help`."""
 
+import logging
 import os
 import sys
 
@@ -25,4 +26,7 @@ def main():
 
 
 if __name__ == "__main__":
+    log = logging.getLogger("keras_resnet")  # says whether XLA compiles the step, and why
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
     main()
