@@ -1,6 +1,5 @@
 """Commands that train."""
 
-import json
 import os
 import pathlib
 import sys
@@ -24,7 +23,7 @@ Changes = Annotated[
         "--set",
         metavar="FIELD=VALUE",
         help="Another value of a recipe's field: `options.shortcut=projection`, "
-        "`precision=mixed_bfloat16`, `augmentation.cutmix.alpha=1.0`.",
+        "`precision=mixed_bfloat16`, `milestones=[100,200]`, `nesterov=False`, `freeze=None`.",
         show_default="none",
     ),
 ]
@@ -274,12 +273,11 @@ def _chosen(recipe, dataset, changes):
 
 def _change(text):
     """`("learning_rate", 0.2)` of `learning_rate=0.2`."""
+    from training.kinds import literal
+
     field, equals, value = text.partition("=")
     if not equals:
         raise ValueError(
             f"A recipe cannot be changed so. Expected --set FIELD=VALUE. Received: --set {text!r}."
         )
-    try:
-        return field, json.loads(value)
-    except json.JSONDecodeError:
-        return field, value  # a word needs no quotes
+    return field, literal(value)
