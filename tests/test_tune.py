@@ -393,6 +393,37 @@ def test_other_images_and_other_values_from_the_command_line(scored, tmp_path, m
     assert f"train {tmp_path}/a/best_recipe.json" in "".join(capsys.readouterr().out.split("\n"))
 
 
+def test_damaged_images_are_left_out_if_asked_for(scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "prepare", lambda *_: None)  # builds a network
+    for split in ("train", "validation", "test"):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "insects" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder / "whole.png")
+    damaged = tmp_path / "insects" / "train" / "bee" / "empty.png"
+    damaged.touch()
+
+    def tune_with(*options):
+        arguments = ["tune", "digits-resnet20", "--dataset", f"folder:{tmp_path}/insects"]
+        arguments += ["--trials", "1", "--steps", "1", "--output", str(tmp_path / "search")]
+        monkeypatch.setattr(sys, "argv", ["training", *arguments, *options])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        return end.value.code, capsys.readouterr().err
+
+    code, error = tune_with()
+    assert code == 2
+    assert "Received: 'train/bee/empty.png' in" in error
+    assert "`train` and `tune` leave them out with --skip-corrupt." in error
+    code, error = tune_with("--skip-corrupt")
+    assert code == 0, error
+    assert len(scored) == 1
+    damaged.unlink()
+    code, error = tune_with("--skip-corrupt")
+    assert code == 2
+    assert "Expected skipped=['train/bee/empty.png']. Received: skipped=[]." in error
+
+
 def test_a_signal_while_a_function_is_traced_stops_the_search_after_the_step(tmp_path, monkeypatch):
     """AutoGraph turns errors of its own functions into a `StagingError`."""
     training_batches = pipeline.training_batches

@@ -27,6 +27,9 @@ Changes = Annotated[
         show_default="none",
     ),
 ]
+SkipCorrupt = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Count damaged images and go on without them.")
+]
 
 
 @app.command()
@@ -81,10 +84,7 @@ def train(
     seed: Annotated[
         int, typer.Option(help="Seed of the weights, the order and the augmentation.")
     ] = 0,
-    skip_corrupt: Annotated[
-        bool,
-        typer.Option("--skip-corrupt", help="Count damaged images and go on without them."),
-    ] = False,
+    skip_corrupt: SkipCorrupt = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -223,6 +223,7 @@ def tune(
     ] = None,
     replicas: Replicas = None,
     seed: Annotated[int, typer.Option(help="Seed of the proposals and of the trainings.")] = 0,
+    skip_corrupt: SkipCorrupt = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away the search in the directory.")
     ] = False,
@@ -248,6 +249,7 @@ def tune(
             output=output,
             replicas=replicas,
             seed=seed,
+            skip_corrupt=skip_corrupt,
             overwrite=overwrite,
         )
     except interruption.Interrupted as stop:
