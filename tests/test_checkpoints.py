@@ -89,10 +89,21 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
     assert names(tmp_path) == ["step-000000010", "step-000000015"]
 
 
-def test_with_all_damaged_the_run_begins_again(tmp_path):
-    checkpoints.save(tmp_path, Progress(10), ARRAYS)
-    DAMAGES["half"](next(tmp_path.iterdir()))
-    assert checkpoints.load_newest(tmp_path) == (Progress(), {})
+def test_with_all_damaged_the_run_is_not_begun_again(tmp_path, caplog):
+    for step in (10, 20):
+        checkpoints.save(tmp_path, Progress(step), ARRAYS)
+    older, newer = sorted(tmp_path.iterdir())
+    DAMAGES["half"](older)
+    DAMAGES["empty"](newer)
+    with pytest.raises(ValueError, match="cannot be continued") as error:
+        checkpoints.load_newest(tmp_path)
+    assert str(error.value) == (
+        "The run cannot be continued. Expected a checkpoint that is not damaged. Received: "
+        f"{newer.name}, {older.name} in {str(tmp_path)!r}, all damaged. Begin anew in another "
+        "--run-dir; or remove that folder, and --resume replaces this run from its first step on, "
+        "its best weights too."
+    )
+    assert "the one before it is used" not in caplog.text
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])

@@ -63,11 +63,19 @@ def training(*arguments, cwd, **variables):
 
 # How a cluster is described.
 
-SLURM = {
+JOB = {  # as `salloc` and `sbatch` set it
+    "SLURM_JOB_ID": "5",
+    "SLURM_NTASKS": "4",
+    "SLURM_JOB_NODELIST": "gpu[06-08]",
+    "SLURM_TASKS_PER_NODE": "1,2,1",
+}
+SLURM = JOB | {  # and `srun`, for a step of a part of the job
     "SLURM_PROCID": "1",
     "SLURM_NTASKS": "3",
-    "SLURM_JOB_NODELIST": "gpu[07-08]",
-    "SLURM_TASKS_PER_NODE": "2,1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
 }
 TF_CONFIG = {"TF_CONFIG": Cluster(("a:1", "b:2"), 1).to_tf_config()}
 
@@ -135,6 +143,19 @@ def test_one_process_trains_alone(variables):
     assert cluster.resolve(environment=variables) is None
 
 
+@pytest.mark.parametrize("variables", [JOB, JOB | {"SLURM_PROCID": "0"}], ids=["salloc", "sbatch"])
+def test_without_srun_nobody_waits_for_tasks_that_were_not_started(variables):
+    with pytest.raises(ValueError, match="srun") as error:
+        cluster.resolve(environment=variables)
+    assert str(error.value) == (
+        "SLURM has a place for 4 tasks, and has not started them. Expected a command that srun "
+        "starts. Received: SLURM_NTASKS=4 without SLURM_STEP_NUM_TASKS. Train on all tasks with "
+        "`srun python -m training train ...`, or alone in this process with --workers "
+        "localhost:8888 --worker-index 0."
+    )
+    assert cluster.resolve("localhost:8888", 0, environment=variables) is None
+
+
 @pytest.mark.parametrize(
     ("workers", "index", "message"),
     [
@@ -191,9 +212,9 @@ def test_addresses_that_do_not_hold_are_refused(workers, index, message):
             "TF_CONFIG has jobs that do not train. Expected 'chief' and 'worker' alone. "
             "Received: 'ps'",
         ),
-        (SLURM | {"SLURM_JOB_NODELIST": "n[1-"}, "SLURM's list of nodes cannot be read."),
+        (SLURM | {"SLURM_STEP_NODELIST": "n[1-"}, "SLURM's list of nodes cannot be read."),
         (
-            SLURM | {"SLURM_TASKS_PER_NODE": "2,2"},
+            SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,2"},
             "The variables of SLURM contradict each other. Expected 3 tasks on 2 nodes (gpu07, "
             "gpu08). Received: [2, 2] tasks per node.",
         ),

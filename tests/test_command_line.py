@@ -99,6 +99,9 @@ def test_a_recipe_is_changed_on_the_command_line(tmp_path):
     [
         (("--set", "learning_rate"), "Expected --set FIELD=VALUE"),
         (("--set", "lerning_rate=1"), "Did you mean 'learning_rate'?"),
+        (("--set", "nesterov=no"), "Expected `nesterov` as bool. Received: 'no'."),
+        (("--set", "learning_rate=None"), "Expected `learning_rate` as float. Received: None."),
+        (("--set", "options.shortcutt=none"), "Did you mean 'shortcut'?"),
         (("--batch-size", "9", "--accumulation-steps", "2"), "Use 8 or 10."),
     ],
 )

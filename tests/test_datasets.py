@@ -397,7 +397,7 @@ def test_unreadable_files_are_named(damaged):
     assert error_text(f"folder:{damaged}") == (
         "Files that are no readable images: 4. Expected JPEG or PNG. Received: 'ant/empty.jpg', "
         f"'ant/nested', 'bee/half.jpg' and 1 more in '{damaged}'. "
-        "Repair or remove them, or leave them out with --skip-corrupt."
+        "Repair or remove them; `train` and `tune` leave them out with --skip-corrupt."
     )
 
 

@@ -198,6 +198,27 @@ def test_a_run_ends_the_same_however_often_it_is_stopped(tmp_path, monkeypatch, 
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_best_weights(tmp_path, monkeypatch):
+    def follow():
+        loop.train(TINY, run_dir=tmp_path, steps=2, resume=True, verbose=0)
+
+    save = checkpoints.save
+
+    def save_and_stop(folder, progress, arrays):
+        save(folder, progress, arrays)
+        raise Interrupted(15)
+
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
+    with pytest.raises(Interrupted):
+        follow()
+    (checkpoint,) = tmp_path.glob("checkpoints/step-*")
+    checkpoint.write_bytes(b"")
+    best = (tmp_path / "best.keras").read_bytes()
+    with pytest.raises(ValueError, match="all damaged"):
+        follow()
+    assert (tmp_path / "best.keras").read_bytes() == best
+
+
 def test_a_run_that_diverges_ends_at_once_and_keeps_what_was_good(tmp_path):
     recipe = dataclasses.replace(TINY, learning_rate=1e30)
     with pytest.raises(NonFiniteLoss, match="diverged") as error:

@@ -145,6 +145,8 @@ def test_changes_reach_into_mappings():
         ({"schedule": "steps"}, "Did you mean 'step'"),
         ({"momentum": 1.5}, "0 <= `momentum` < 1"),
         ({"clip_norm": 0}, "`clip_norm` > 0"),
+        ({"options.shortcutt": "none"}, "Did you mean 'shortcut'"),
+        ({"preprocessing.resise_size": 40}, "Did you mean 'resize_size'"),
         ({"image_sizes": [(0, 128), (0, 160)]}, "out of order"),
     ],
 )
@@ -153,10 +155,40 @@ def test_changes_that_do_not_fit_are_refused(changes, message):
         get_recipe("cifar10-resnet20").changed(changes)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("nesterov", "False", "bool"),
+        ("learning_rate", "abc", "float"),
+        ("momentum", True, "float"),
+        ("steps", 100.0, "int"),
+        ("clip_norm", "None", "float | None"),
+        ("milestones", 5, "tuple[int, ...]"),
+        ("decay_exclude", "bias", "tuple[str, ...]"),
+        ("image_sizes", [[0, 24, 3]], "tuple[tuple[float, int], ...]"),
+        ("options", None, "Mapping[str, Any]"),
+        ("options.survival_probability", "high", "float"),
+        ("preprocessing.size", 32, "tuple[int, int]"),
+        ("augmentation", {"shift": 2}, "Mapping[str, Mapping[str, Any]]"),
+    ],
+)
+def test_values_of_another_kind_are_refused(field, value, kind):
+    with pytest.raises(ValueError, match="another kind") as error:
+        get_recipe("cifar10-resnet20").changed({field: value})
+    assert str(error.value) == (
+        f"A value is of another kind than its field. Expected `{field}` as {kind}. "
+        f"Received: {value!r}."
+    )
+
+
 def test_a_recipe_in_a_file(tmp_path):
     recipe = get_recipe("cifar10-resnet20-fast").changed({"image_sizes": [(0, 24), (0.5, 32)]})
     write_recipe(recipe, tmp_path / "mine.json")
     assert get_recipe(str(tmp_path / "mine.json")) == recipe
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no recipe"):
+        get_recipe(str(tmp_path / "mine.json"))
+    fields = dataclasses.asdict(recipe) | {"synchronized_batch_norm": "False"}
+    (tmp_path / "mine.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="Expected `synchronized_batch_norm` as bool"):
         get_recipe(str(tmp_path / "mine.json"))

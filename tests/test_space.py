@@ -18,7 +18,9 @@ from training.space import default_fields, parse_field
         ("options.shortcut=zero_padding,projection", ("zero_padding", "projection"), None),
         ("options.attention=none,se", ("none", "se"), None),
         ("nesterov=true,false", (True, False), None),
+        ("nesterov=True,False", (True, False), None),
         ("clip_norm=None,1.0,5", (None, 1.0, 5), None),
+        ("clip_norm=null,.5", (None, 0.5), None),
     ],
 )
 def test_ranges_and_choices_are_read(text, extremes, whole):

@@ -324,6 +324,8 @@ def test_two_processes_do_not_share_a_search(tmp_path):
         (["momentum=0.5:1.0"], {}, "Expected 0 <= `momentum` < 1. Received: momentum=1.0."),
         (["batch_size=16.5:20.5"], {}, "Expected `batch_size` as int. Received: 16.5."),
         (["nesterov=true,3"], {}, "Expected `nesterov` as bool. Received: 3."),
+        (["options.zero_init_residual=1,2"], {}, "`options.zero_init_residual` as bool"),
+        (["preprocessing.resize_size=fast,9"], {}, "as int | None. Received: 'fast'."),
         (["batch_size=31,32"], {"replicas": 2}, "Received: batch_size=31. Use 30 or 32."),
         ([RATE, RATE], {}, "A field is given twice."),
         ([RATE], {"method": "bayes"}, "Did you mean 'bayesian'?"),
@@ -378,6 +380,7 @@ def test_a_mistake_on_the_command_line_ends_in_one_message(monkeypatch, capsys):
 
 def test_other_images_and_other_values_from_the_command_line(scored, tmp_path, monkeypatch, capsys):
     arguments = ["tune", "cifar10-resnet20", "--dataset", "digits", "--set", "momentum=0.8"]
+    arguments += ["--set", "nesterov=False", "--set", "freeze=None", "--set", "milestones=(1, 2)"]
     arguments += ["--field", RATE, "--trials", "2", "--steps", "2", "--output", str(tmp_path / "a")]
     monkeypatch.setattr(sys, "argv", ["training", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -385,8 +388,40 @@ def test_other_images_and_other_values_from_the_command_line(scored, tmp_path, m
     assert end.value.code == 0
     best = get_recipe(str(tmp_path / "a" / "best_recipe.json"))
     assert (best.dataset, best.validation_examples, best.momentum) == ("digits", None, 0.8)
+    assert (best.nesterov, best.freeze, best.milestones) == (False, None, (1, 2))
     assert len(scored) == 2
     assert f"train {tmp_path}/a/best_recipe.json" in "".join(capsys.readouterr().out.split("\n"))
+
+
+def test_damaged_images_are_left_out_if_asked_for(scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "prepare", lambda *_: None)  # builds a network
+    for split in ("train", "validation", "test"):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "insects" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder / "whole.png")
+    damaged = tmp_path / "insects" / "train" / "bee" / "empty.png"
+    damaged.touch()
+
+    def tune_with(*options):
+        arguments = ["tune", "digits-resnet20", "--dataset", f"folder:{tmp_path}/insects"]
+        arguments += ["--trials", "1", "--steps", "1", "--output", str(tmp_path / "search")]
+        monkeypatch.setattr(sys, "argv", ["training", *arguments, *options])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        return end.value.code, capsys.readouterr().err
+
+    code, error = tune_with()
+    assert code == 2
+    assert "Received: 'train/bee/empty.png' in" in error
+    assert "`train` and `tune` leave them out with --skip-corrupt." in error
+    code, error = tune_with("--skip-corrupt")
+    assert code == 0, error
+    assert len(scored) == 1
+    damaged.unlink()
+    code, error = tune_with("--skip-corrupt")
+    assert code == 2
+    assert "Expected skipped=['train/bee/empty.png']. Received: skipped=[]." in error
 
 
 def test_a_signal_while_a_function_is_traced_stops_the_search_after_the_step(tmp_path, monkeypatch):

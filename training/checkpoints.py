@@ -77,14 +77,27 @@ def load_newest(folder: pathlib.Path) -> tuple[Progress, dict[str, np.ndarray]]:
     Returns:
         The progress, and the arrays of `capture`; a fresh progress and none if there is no
         checkpoint.
+
+    Raises:
+        ValueError: If all of them are damaged: to begin again would replace the best weights.
     """
+    damaged = []
     for path in sorted(folder.glob("step-*.npz"), reverse=True):
         content = path.read_bytes()
         if path.stem.endswith(f"-{_checksum(content)}"):
+            for newer in damaged:
+                logger.warning("The checkpoint %s is damaged; the one before it is used.", newer)
             with np.load(io.BytesIO(content)) as file:
                 arrays = dict(file)
             return Progress(**json.loads(str(arrays.pop(_PROGRESS)))), arrays
-        logger.warning("The checkpoint %s is damaged; the one before it is used.", path)
+        damaged.append(path)
+    if damaged:
+        raise ValueError(
+            "The run cannot be continued. Expected a checkpoint that is not damaged. Received: "
+            f"{', '.join(path.name for path in damaged)} in {str(folder)!r}, all damaged. Begin "
+            "anew in another --run-dir; or remove that folder, and --resume replaces this run from "
+            "its first step on, its best weights too."
+        )
     return Progress(), {}
 
 

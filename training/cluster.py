@@ -105,9 +105,10 @@ def resolve(
         addresses, index = workers.split(","), worker_index
     elif environment.get("TF_CONFIG"):
         addresses, index = _from_tf_config(environment["TF_CONFIG"])
-    elif int(_of_step(environment, "NUM_TASKS", "SLURM_NTASKS") or 1) > 1:
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         addresses, index = _from_slurm(environment, port)
     else:
+        _check_tasks_are_started(environment)
         return None
     cluster = Cluster(tuple(addresses), index, start_timeout_seconds)
     return cluster if len(addresses) > 1 else None
@@ -139,16 +140,26 @@ def _from_tf_config(text):
     return [*chiefs, *workers], index + (len(chiefs) if job == "worker" else 0)
 
 
-def _of_step(environment, name, of_job):
-    """A variable of SLURM: a step may have fewer nodes and tasks than its job."""
-    return environment.get(f"SLURM_STEP_{name}", environment.get(of_job, ""))
+def _check_tasks_are_started(environment):
+    """The shell of `salloc` and the script of `sbatch` are one process, whatever the tasks."""
+    tasks = int(environment.get("SLURM_NTASKS", 1))
+    if tasks > 1 and "SLURM_STEP_NUM_TASKS" not in environment:
+        raise ValueError(
+            f"SLURM has a place for {tasks} tasks, and has not started them. Expected a command "
+            f"that srun starts. Received: SLURM_NTASKS={tasks} without SLURM_STEP_NUM_TASKS. Train "
+            "on all tasks with `srun python -m training train ...`, or alone in this process with "
+            f"--workers localhost:{PORT} --worker-index 0."
+        )
 
 
 def _from_slurm(environment, port):
-    """Addresses and index of the tasks, which fill one node after the other: SLURM's default."""
-    tasks = int(_of_step(environment, "NUM_TASKS", "SLURM_NTASKS"))
-    hosts = expand_nodes(_of_step(environment, "NODELIST", "SLURM_JOB_NODELIST"))
-    counts = _of_step(environment, "TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
+    """Addresses and index of a step's tasks, which fill one node after the other: the default.
+
+    `srun` starts a step, which may have fewer nodes and tasks than its job.
+    """
+    tasks = int(environment["SLURM_STEP_NUM_TASKS"])
+    hosts = expand_nodes(environment["SLURM_STEP_NODELIST"])
+    counts = environment.get("SLURM_STEP_TASKS_PER_NODE")
     if counts:  # such as 2(x3),1
         parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
         shares = [int(count) for count, times in parts for _ in range(int(times or 1))]

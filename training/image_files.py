@@ -110,7 +110,7 @@ def find_images(root: Path, skip_corrupt: bool):
         raise ValueError(
             f"Files that are no readable images: {len(skipped)}. Expected JPEG or PNG. "
             f"Received: {_some(skipped)} in {os.fspath(root)!r}. "
-            "Repair or remove them, or leave them out with --skip-corrupt."
+            "Repair or remove them; `train` and `tune` leave them out with --skip-corrupt."
         )
     parts = {}
     for split, (files, labels) in found.items():

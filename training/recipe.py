@@ -7,7 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_resnet.axes import OPTIONS
 from keras_resnet.errors import unknown_name
+from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.variants import Variant
+from training.kinds import check_kind
 
 OPTIMIZERS = ("sgd", "lamb")
 SCHEDULES = ("step", "cosine", "one_cycle")
@@ -21,6 +25,13 @@ _CHOICES = {
     "warmup": WARMUPS,
     "loss": LOSSES,
     "precision": PRECISIONS,
+}
+# field -> what may stand inside, and its kind
+_INSIDE = {
+    "options": {
+        field.name: field.type for field in dataclasses.fields(Variant) if field.name in OPTIONS
+    },
+    "preprocessing": {field.name: field.type for field in dataclasses.fields(Preprocessing)},
 }
 
 
@@ -78,8 +89,8 @@ class Recipe:
             in [0, 1]. `None`: not run.
 
     Raises:
-        ValueError: If a choice is not known, the milestones do not fit the steps, or a number is
-            out of its range.
+        ValueError: If a value is of another kind than its field, a choice is not known, the
+            milestones do not fit the steps, or a number is out of its range.
     """
 
     name: str
@@ -117,6 +128,7 @@ class Recipe:
     measured_accuracy: float | None = None
 
     def __post_init__(self):
+        self._check_kinds()
         # JSON has lists where these are tuples.
         for field in ("milestones", "decay_exclude"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
@@ -126,6 +138,15 @@ class Recipe:
                 raise unknown_name(field, getattr(self, field), choices)
         self._check_lengths()
         self._check_ranges()
+
+    def _check_kinds(self):
+        for field in dataclasses.fields(self):
+            check_kind(field.name, getattr(self, field.name), field.type)
+        for field, kinds in _INSIDE.items():
+            for name, value in getattr(self, field).items():
+                if name not in kinds:
+                    raise unknown_name(f"field of `{field}`", name, kinds)
+                check_kind(f"{field}.{name}", value, kinds[name])
 
     def _check_lengths(self):
         for field in ("batch_size", "steps", "repeats"):

@@ -9,10 +9,9 @@ from typing import Any
 import keras_tuner
 
 from keras_resnet.errors import unknown_name
+from training.kinds import check_kind, literal
 from training.recipe import Recipe
 
-# Not `none`, which is the name of a shortcut and of an attention.
-_WORDS = {"true": True, "True": True, "false": False, "False": False, "None": None}
 # What a recipe is about, how long it is and what it says of itself is not for a search to change.
 _KEPT = ("name", "dataset", "steps", "reference", "measured_accuracy")
 _INNER = ("augmentation.NAME.KEYWORD", "options.OPTION", "preprocessing.FIELD")
@@ -53,7 +52,7 @@ class Field:
     @property
     def extremes(self) -> tuple:
         """Values that stand for all: the ends of the range, or every choice."""
-        return tuple(map(_literal, self.choices)) or (self.low, self.high)
+        return tuple(map(literal, self.choices)) or (self.low, self.high)
 
     def declare(self, hyperparameters: keras_tuner.HyperParameters) -> None:
         """Tells keras-tuner what there is to choose from.
@@ -75,15 +74,15 @@ class Field:
             proposed: keras-tuner's value, which may be one of NumPy's.
         """
         if self.choices:
-            return _literal(proposed)
+            return literal(proposed)
         return int(proposed) if self.is_whole else float(proposed)
 
 
 def parse_field(text: str) -> Field:
     """Reads `FIELD=LOW:HIGH`, `FIELD=LOW:HIGH:log`, `FIELD=LOW:HIGH:STEP` or `FIELD=A,B,C`.
 
-    A range has whole numbers only if all its numbers are written so. Among choices `true`, `false`
-    and `None` are no words; `none` is one.
+    A range has whole numbers only if all its numbers are written so. Choices are read as
+    `training.kinds.literal` does: `true`, `False` and `None` are no words; `none` is one.
 
     Args:
         text: One of them.
@@ -105,7 +104,7 @@ def parse_field(text: str) -> Field:
             raise _nothing_to_choose(name, "two different values, or a range LOW:HIGH", values)
         return Field(name, choices=tuple(dict.fromkeys(parts)))
     is_log = parts[-1] == "log"
-    numbers = [_literal(part) for part in (parts[:-1] if is_log else parts)]
+    numbers = [literal(part) for part in (parts[:-1] if is_log else parts)]
     if len(numbers) < 2 or not all(_is_number(number) for number in numbers):
         raise _misread(text)
     low, high, step = (*numbers, None)[:3]
@@ -154,12 +153,7 @@ def check_fields(fields: Sequence[Field], recipe: Recipe) -> None:
         if field.name not in searchable:
             raise unknown_name("field of a search", field.name, [*searchable, *_INNER])
         for value in field.extremes:
-            if not _is_of_kind(value, kinds[field.name]):
-                kind = getattr(kinds[field.name], "__name__", kinds[field.name])
-                raise ValueError(
-                    f"A value is of another kind than its field. Expected `{field.name}` as "
-                    f"{kind}. Received: {value!r}."
-                )
+            check_kind(field.name, value, kinds[field.name])
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
@@ -182,24 +176,6 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     others = dict(values)
     batch_size = others.pop("batch_size", recipe.batch_size)
     return recipe.with_batch_size(batch_size).changed(others)
-
-
-def _literal(text):
-    """A word, a number, or the text itself."""
-    if text in _WORDS:
-        return _WORDS[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
-def _is_of_kind(value, kind):
-    if isinstance(value, bool):  # which Python counts among the whole numbers
-        return kind is bool
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
 
 
 def _is_number(value):

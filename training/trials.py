@@ -50,25 +50,22 @@ class Trainer:
         Raises:
             ValueError: If the values do not fit, or not together.
         """
-        try:
-            recipe = with_values(self.recipe, values)
-            recipe = recipe.scaled(max(1, round(recipe.steps * self.length * share)))
-            check_batch_size(recipe.batch_size, self.strategy)
-            with self.strategy.scope():
-                model = compiled_model(recipe, self.dataset)
-            batches = pipeline.training_batches(
-                self.dataset,
-                batch_size=recipe.batch_size,
-                augmentation=recipe.augmentation,
-                preprocessing=preprocessing_of(recipe, self.dataset),
-                seed=seed,
-                repeats=recipe.repeats,
-                one_hot=wants_one_hot(recipe),
-                image_sizes=recipe.image_sizes,
-                steps=recipe.steps,
-            )
-        except TypeError as error:  # an option that does not exist, or a number of another kind
-            raise ValueError(str(error)) from error
+        recipe = with_values(self.recipe, values)
+        recipe = recipe.scaled(max(1, round(recipe.steps * self.length * share)))
+        check_batch_size(recipe.batch_size, self.strategy)
+        with self.strategy.scope():
+            model = compiled_model(recipe, self.dataset)
+        batches = pipeline.training_batches(
+            self.dataset,
+            batch_size=recipe.batch_size,
+            augmentation=recipe.augmentation,
+            preprocessing=preprocessing_of(recipe, self.dataset),
+            seed=seed,
+            repeats=recipe.repeats,
+            one_hot=wants_one_hot(recipe),
+            image_sizes=recipe.image_sizes,
+            steps=recipe.steps,
+        )
         return recipe, model, batches
 
     def execute(

@@ -52,6 +52,7 @@ def search(
     data_dir: str | os.PathLike | None = None,
     replicas: int | None = None,
     seed: int = 0,
+    skip_corrupt: bool = False,
     overwrite: bool = False,
     verbose: int | None = None,
 ) -> list[Trial]:
@@ -81,6 +82,7 @@ def search(
         data_dir: Where the images are, see `datasets.load`.
         replicas: Number of devices, see `make_strategy`.
         seed: Seed of the proposals, and of the first execution of every trial.
+        skip_corrupt: Whether damaged files are left out, instead of being an error.
         overwrite: Whether the search in the directory is thrown away.
         verbose: 0 (one line per trial) or 1 (progress bars too). Default: 1 on a terminal.
 
@@ -100,11 +102,7 @@ def search(
     fields = list(fields) or default_fields(recipe)
     check_fields(fields, recipe)
     strategy = make_strategy(replicas)
-    dataset = _without_test(
-        datasets.load(
-            recipe.dataset, data_dir=data_dir, validation_examples=recipe.validation_examples
-        )
-    )
+    dataset = _load_without_test(recipe, data_dir=data_dir, skip_corrupt=skip_corrupt)
     whole = _epochs_to_divide(recipe, dataset, steps, epochs) if method == "hyperband" else None
     trials = 10 if trials is None and not whole else trials
     _check_numbers(method, fields, trials, executions)
@@ -133,6 +131,8 @@ def search(
         "trial_steps": trial_steps,
         "replicas": strategy.num_replicas_in_sync,
         "seed": seed,
+        "skip_corrupt": skip_corrupt,
+        "skipped": list(dataset.skipped),
     }
     folder = output or default_output(recipe, method, seed)
     # Each trial has a network of its own, which TensorFlow takes for needless retracing.
@@ -249,8 +249,11 @@ def _publish(folder, recipe, trials):
     write_recipe(tuned, folder / journal.BEST)
 
 
-def _without_test(dataset):
+def _load_without_test(recipe, **options):
     """Nobody can look at a test split that is not there."""
+    dataset = datasets.load(
+        recipe.dataset, validation_examples=recipe.validation_examples, **options
+    )
     check_complete(dataset)
     splits = {name: split for name, split in dataset.splits.items() if name != "test"}
     return dataclasses.replace(dataset, splits=splits)

@@ -1,6 +1,5 @@
 """Commands that train."""
 
-import json
 import os
 import pathlib
 import sys
@@ -24,9 +23,12 @@ Changes = Annotated[
         "--set",
         metavar="FIELD=VALUE",
         help="Another value of a recipe's field: `options.shortcut=projection`, "
-        "`precision=mixed_bfloat16`, `augmentation.cutmix.alpha=1.0`.",
+        "`precision=mixed_bfloat16`, `milestones=[100,200]`, `nesterov=False`, `freeze=None`.",
         show_default="none",
     ),
+]
+SkipCorrupt = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Count damaged images and go on without them.")
 ]
 
 
@@ -82,10 +84,7 @@ def train(
     seed: Annotated[
         int, typer.Option(help="Seed of the weights, the order and the augmentation.")
     ] = 0,
-    skip_corrupt: Annotated[
-        bool,
-        typer.Option("--skip-corrupt", help="Count damaged images and go on without them."),
-    ] = False,
+    skip_corrupt: SkipCorrupt = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -224,6 +223,7 @@ def tune(
     ] = None,
     replicas: Replicas = None,
     seed: Annotated[int, typer.Option(help="Seed of the proposals and of the trainings.")] = 0,
+    skip_corrupt: SkipCorrupt = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away the search in the directory.")
     ] = False,
@@ -249,6 +249,7 @@ def tune(
             output=output,
             replicas=replicas,
             seed=seed,
+            skip_corrupt=skip_corrupt,
             overwrite=overwrite,
         )
     except interruption.Interrupted as stop:
@@ -274,12 +275,11 @@ def _chosen(recipe, dataset, changes):
 
 def _change(text):
     """`("learning_rate", 0.2)` of `learning_rate=0.2`."""
+    from training.kinds import literal
+
     field, equals, value = text.partition("=")
     if not equals:
         raise ValueError(
             f"A recipe cannot be changed so. Expected --set FIELD=VALUE. Received: --set {text!r}."
         )
-    try:
-        return field, json.loads(value)
-    except json.JSONDecodeError:
-        return field, value  # a word needs no quotes
+    return field, literal(value)
