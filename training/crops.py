@@ -120,7 +120,8 @@ def predict(
     Args:
         model: A classifier that gives probabilities.
         split: One of `Dataset.splits`.
-        batch_size: Images, or their views, per step over all replicas; changes the speed only.
+        batch_size: Images, or their views, per step over all replicas; rounded up to what these
+            can share evenly. Changes the speed only.
         preprocessing: The `Preprocessing` the model expects.
         crops: Which views of each image are shown.
 
@@ -130,6 +131,8 @@ def predict(
     Raises:
         ValueError: If the split is empty, or a scale is too small for the model.
     """
+    replicas = strategy_of(model).num_replicas_in_sync
+    batch_size += -batch_size % replicas  # the last batch is filled up anyway
     batches = pipeline.evaluation_batches(  # which refuses an empty split in every mode
         split, batch_size=batch_size, preprocessing=preprocessing
     )
@@ -138,7 +141,6 @@ def predict(
     if crops.mode == "multi_scale":
         check_scales(model, crops.scales or default_scales(preprocessing))
         model = with_any_size(model)
-    replicas = strategy_of(model).num_replicas_in_sync
     passes = []
     for make_views in crops.passes(preprocessing):
         batches, views = view_batches(split, make_views, batch_size=batch_size, replicas=replicas)
