@@ -37,10 +37,10 @@ def random_images(count, height=8, width=8, channels=1):
     return np.random.default_rng(0).integers(256, size=size, dtype="uint8")
 
 
-def small_network(seed=0, **options):
-    """A trained-looking network for 8x8 images in grey."""
+def small_network(seed=0, side=8):
+    """A trained-looking network for 8x8 images in grey; without a side for those of any size."""
     keras.utils.set_random_seed(seed)
-    model = keras_resnet.build("cifar_resnet8", input_shape=(8, 8, 1), **options)
+    model = keras_resnet.build("cifar_resnet8", input_shape=(side, side, 1))
     model.preprocessing = datasets.DIGITS
     return look_trained(model, seed)
 
@@ -172,8 +172,9 @@ def test_the_models_own_scale_is_a_single_crop(name):
     assert np.abs(other - single).max() > 1e-3
 
 
-def test_scales_and_mirrored_images_are_averaged():
-    images, model = random_images(5), small_network()
+@pytest.mark.parametrize("side", [8, None])
+def test_scales_and_mirrored_images_are_averaged(side):
+    images, model = random_images(5), small_network(side=side)
     at_half = keras_resnet.build("cifar_resnet8", input_shape=(4, 4, 1))
     at_half.set_weights(model.get_weights())
     halved = images.reshape(5, 4, 2, 4, 2, 1).mean(axis=(2, 4))
@@ -236,14 +237,27 @@ def test_crops_that_do_not_exist(choices, message):
     assert str(error.value) == message
 
 
-def test_scales_at_which_nothing_is_left_to_pool():
+@pytest.mark.parametrize("side", [8, None])
+def test_scales_at_which_nothing_is_left_to_pool(side):
     split = splits.held_in_memory(random_images(1), [0])
     with pytest.raises(ValueError) as error:
-        predict(small_network(), split, PLAIN, mode="multi_scale", scales=(8, 3))
+        predict(small_network(side=side), split, PLAIN, mode="multi_scale", scales=(8, 3))
     assert str(error.value) == (
         "The images are too small for 'cifar_resnet8'. Expected scales of at least 4 pixels. "
         "Received: 8, 3"
     )
+
+
+@pytest.mark.parametrize("side", [6, None])
+def test_the_models_own_scale_is_never_too_small(side):
+    """Images of 6 pixels become 0.75 pixels, rounded up."""
+    model = network("resnet18", input_shape=(side, side, 3))
+    own = dataclasses.replace(PLAIN, size=(6, 6))
+    crops.check_scales(model, (6,), own)
+    with pytest.raises(ValueError, match="scales of at least 6 pixels"):
+        crops.check_scales(model, (6, 5), own)
+    with pytest.raises(ValueError, match="scales of at least 8 pixels"):
+        crops.check_scales(model, (7,), dataclasses.replace(own, size=(9, 9)))
 
 
 @pytest.mark.parametrize("mode", crops.MODES)

@@ -84,6 +84,7 @@ def test_the_command_measures_what_is_published(capsys):
 
 
 def test_weights_are_scored_on_images_of_the_size_that_is_published(monkeypatch):
+    """By any number of replicas, whatever the batch size."""
     row = keras_resnet.list_weights("cifar_resnet20")[0]
     larger = dataclasses.replace(row, evaluation=row.preprocessing.adapted(size=(40, 40)))
     monkeypatch.setattr(keras_resnet.weights, "find_weights", lambda variant, tag: larger)
@@ -92,7 +93,7 @@ def test_weights_are_scored_on_images_of_the_size_that_is_published(monkeypatch)
     monkeypatch.setattr(
         verification.evaluate, "evaluate", lambda model, *_, **given: (model, given)
     )
-    _, (model, given) = verification.verify("cifar_resnet20", "cifar10")
+    _, (model, given) = verification.verify("cifar_resnet20", "cifar10", replicas=4)
     assert model.input_shape == (None, 40, 40, 3)
     assert given["preprocessing"] == larger.evaluation
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import unknown_name
+from keras_resnet.models import ResNet, output_strides
 from keras_resnet.preprocessing import Preprocessing
 from training import pipeline, pixels
 from training.splits import PARALLEL_CALLS, Split
@@ -120,7 +121,8 @@ def predict(
     Args:
         model: A classifier that gives probabilities.
         split: One of `Dataset.splits`.
-        batch_size: Images, or their views, per step over all replicas; changes the speed only.
+        batch_size: Images, or their views, per step over all replicas; rounded up to what these
+            can share evenly. Changes the speed only.
         preprocessing: The `Preprocessing` the model expects.
         crops: Which views of each image are shown.
 
@@ -130,15 +132,16 @@ def predict(
     Raises:
         ValueError: If the split is empty, or a scale is too small for the model.
     """
+    replicas = strategy_of(model).num_replicas_in_sync
+    batch_size += -batch_size % replicas  # the last batch is filled up anyway
     batches = pipeline.evaluation_batches(  # which refuses an empty split in every mode
         split, batch_size=batch_size, preprocessing=preprocessing
     )
     if crops.mode == "single":
         return model.predict(batches, verbose=0)[: split.num_examples]
     if crops.mode == "multi_scale":
-        check_scales(model, crops.scales or default_scales(preprocessing))
+        check_scales(model, crops.scales or default_scales(preprocessing), preprocessing)
         model = with_any_size(model)
-    replicas = strategy_of(model).num_replicas_in_sync
     passes = []
     for make_views in crops.passes(preprocessing):
         batches, views = view_batches(split, make_views, batch_size=batch_size, replicas=replicas)
@@ -172,14 +175,16 @@ def with_any_size(model: keras.Model) -> keras.Model:
     return network
 
 
-def check_scales(model: keras.Model, scales: Sequence[int]) -> None:
+def check_scales(model: ResNet, scales: Sequence[int], preprocessing: Preprocessing) -> None:
     """Raises a ValueError if images of a scale would vanish before a model's global pooling.
 
     Args:
-        model: A network of this package.
+        model: A network of this package, of any input size.
         scales: Lengths of the shorter side in pixels.
+        preprocessing: Gives the `size` the model is used at, which is never too small.
     """
-    smallest = model.input_shape[1] // model.get_layer("head_pool").input.shape[1]
+    stride = model.variant.output_stride or output_strides(model.variant)[0]
+    smallest = min(stride, *preprocessing.size)
     if min(scales) < smallest:
         raise ValueError(
             f"The images are too small for {model.name!r}. Expected scales of at least {smallest} "

@@ -12,7 +12,7 @@ import numpy as np
 from keras_resnet.errors import unknown_name
 from training import datasets, records
 from training.crops import SINGLE, Crops, predict
-from training.strategy import check_batch_size, make_strategy
+from training.strategy import make_strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,6 @@ def answer(
     """
     runs = [records.read(run_dir) for run_dir in run_dirs]
     strategy = make_strategy(replicas)
-    check_batch_size(batch_size, strategy)
     data = datasets.load(
         dataset or _common_dataset(runs),
         data_dir=data_dir,
