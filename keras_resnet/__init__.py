@@ -65,6 +65,7 @@ from keras_resnet.applications import (
     WideResNet50_2,
     WideResNet101_2,
 )
+from keras_resnet.axes import OPTIONS
 from keras_resnet.ensemble import ensemble
 from keras_resnet.macs import count_macs
 from keras_resnet.models import ResNet, build
@@ -84,6 +85,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CIFAR10",
     "IMAGENET",
+    "OPTIONS",
     "VARIANTS",
     "CifarPlainNet",
     "CifarPlainNet20",

@@ -8,7 +8,6 @@ import keras
 import pytest
 
 import keras_resnet
-from keras_resnet.axes import OPTIONS as OPTION_NAMES
 from keras_resnet.variants import VARIANTS
 
 CONSTRUCTORS = {
@@ -150,7 +149,7 @@ def test_unknown_options_are_refused():
     with pytest.raises(TypeError) as error:
         keras_resnet.build("resnet18", shortcuts="projection")
     assert str(error.value) == (
-        f"Unknown option. Expected one of {', '.join(OPTION_NAMES)}. "
+        f"Unknown option. Expected one of {', '.join(keras_resnet.OPTIONS)}. "
         "Received: 'shortcuts'. Did you mean 'shortcut'?"
     )
     with pytest.raises(TypeError, match="Did you mean 'shortcut'"):

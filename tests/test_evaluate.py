@@ -251,7 +251,7 @@ def test_scales_at_which_nothing_is_left_to_pool(side):
 @pytest.mark.parametrize("side", [6, None])
 def test_the_models_own_scale_is_never_too_small(side):
     """Images of 6 pixels become 0.75 pixels, rounded up."""
-    model = network("resnet18", input_shape=(side, side, 3))
+    model = crops.with_size(network("resnet18", input_shape=(side, side, 3)), (None, None))
     own = dataclasses.replace(PLAIN, size=(6, 6))
     crops.check_scales(model, (6,), own)
     with pytest.raises(ValueError, match="scales of at least 6 pixels"):

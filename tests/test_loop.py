@@ -15,6 +15,7 @@ from training import checkpoints, datasets, evaluate, loop, pipeline, plots, rec
 from training.callbacks import NonFiniteLoss
 from training.compilation import compiled_model
 from training.crops import Crops
+from training.exports import export_run
 from training.interruption import Interrupted
 from training.recipes import get_recipe
 from training.strategy import make_strategy
@@ -140,7 +141,8 @@ def test_a_run_on_growing_images_learns_what_keras_learns_size_by_size(tmp_path)
     images, labels = zip(*digits.splits["test"].examples().as_numpy_iterator())
     probabilities = model.predict(digits.preprocessing(np.stack(images)), verbose=0)
     scores, _ = evaluate.evaluate_run(tmp_path, crops=Crops("multi_scale", (8,), mirror=False))
-    for top1 in (record.results["test"]["top1"], scores.top1):
+    (report,) = export_run(tmp_path, tmp_path / "exports", formats=["tflite"])
+    for top1 in (record.results["test"]["top1"], scores.top1, report.accuracy):
         assert top1 == sklearn.metrics.accuracy_score(labels, probabilities.argmax(axis=1))
 
 

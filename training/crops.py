@@ -18,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.models import ResNet, output_strides
 from keras_resnet.preprocessing import Preprocessing
 from training import pipeline, pixels
 from training.splits import PARALLEL_CALLS, Split
@@ -140,8 +139,9 @@ def predict(
     if crops.mode == "single":
         return model.predict(batches, verbose=0)[: split.num_examples]
     if crops.mode == "multi_scale":
+        model = with_size(model, (None, None))
+        model.jit_compile = False  # XLA would compile anew for every size of image
         check_scales(model, crops.scales or default_scales(preprocessing), preprocessing)
-        model = with_any_size(model)
     passes = []
     for make_views in crops.passes(preprocessing):
         batches, views = view_batches(split, make_views, batch_size=batch_size, replicas=replicas)
@@ -154,37 +154,40 @@ def predict(
     return np.mean(passes, axis=0)
 
 
-def with_any_size(model: keras.Model) -> keras.Model:
-    """The same network with the same weights for images of any size.
+def with_size(model: keras.Model, size: tuple[int | None, int | None]) -> keras.Model:
+    """The same network with the same weights and preprocessing for images of another size.
 
     Everything before the global pooling is a convolution, and what is pooled may have any size.
 
     Args:
         model: A Functional classifier with global pooling before its last layer.
+        size: Height and width in pixels, `None` for any.
 
     Returns:
-        A copy whose input shape is `(batch, None, None, channels)`.
+        A copy whose input shape is `(batch, *size, channels)`.
 
     Reference: He et al. 2015, section 3.4: "the fully-convolutional form".
     """
     with strategy_of(model).scope():
-        inputs = keras.Input((None, None, model.input_shape[-1]), name="image")
+        inputs = keras.Input((*size, model.input_shape[-1]), name="image")
         network = keras.models.clone_model(model, input_tensors=inputs)
         network.set_weights(model.get_weights())
-    network.jit_compile = False  # XLA would compile anew for every size of image
+    network.preprocessing = model.preprocessing
     return network
 
 
-def check_scales(model: ResNet, scales: Sequence[int], preprocessing: Preprocessing) -> None:
+def check_scales(model: keras.Model, scales: Sequence[int], preprocessing: Preprocessing) -> None:
     """Raises a ValueError if images of a scale would vanish before a model's global pooling.
 
     Args:
-        model: A network of this package, of any input size.
+        model: A network for images of any size.
         scales: Lengths of the shorter side in pixels.
         preprocessing: Gives the `size` the model is used at, which is never too small.
     """
-    stride = model.variant.output_stride or output_strides(model.variant)[0]
-    smallest = min(stride, *preprocessing.size)
+    features = keras.Model(model.inputs, model.get_layer("head_pool").input)
+    large = 1024  # every stride divides it
+    rows = features.compute_output_shape((None, large, large, model.input_shape[-1]))[1]
+    smallest = min(large // rows, *preprocessing.size)
     if min(scales) < smallest:
         raise ValueError(
             f"The images are too small for {model.name!r}. Expected scales of at least {smallest} "

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_resnet.export import DEFAULT_FORMATS, FORMATS, ExportReport, export_formats
 from training import datasets, evaluate, records, verification
+from training.crops import with_size
 
 CALIBRATION_IMAGES = 500  # of the training split
 
@@ -64,7 +65,10 @@ def _trained(run_dir, data_dir):
     """Model, dataset and record of a run."""
     record = records.read(run_dir)
     about = {"run": record.to_dict()}
-    return evaluate.load_model(run_dir), records.load_dataset(record, data_dir), about
+    model = evaluate.load_model(run_dir)
+    if None in model.input_shape[1:3]:  # it learned from images that grew
+        model = with_size(model, model.preprocessing.size)
+    return model, records.load_dataset(record, data_dir), about
 
 
 def _published(name, data_dir):

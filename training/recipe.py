@@ -7,10 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_resnet.axes import OPTIONS
+from keras_resnet import OPTIONS, Preprocessing, Variant
 from keras_resnet.errors import unknown_name
-from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.variants import Variant
 from training.kinds import check_kind
 
 OPTIMIZERS = ("sgd", "lamb")
