@@ -146,6 +146,11 @@ class Recipe:
                     raise unknown_name(f"field of `{field}`", name, kinds)
                 check_kind(f"{field}.{name}", value, kinds[name])
 
+    @property
+    def images(self) -> int:
+        """How many training images a run is shown, again and again: its cost."""
+        return self.steps * self.batch_size
+
     def _check_lengths(self):
         for field in ("batch_size", "steps", "repeats"):
             if getattr(self, field) < 1:

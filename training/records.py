@@ -72,11 +72,10 @@ class Record:
             seconds: Duration of the training.
             results: What was measured.
         """
-        images = self.recipe.steps * self.recipe.batch_size
         return dataclasses.replace(
             self,
             seconds=round(seconds, 2),
-            images_per_second=round(images / seconds, 1),
+            images_per_second=round(self.recipe.images / seconds, 1),
             results=results,
         )
 

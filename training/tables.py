@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 import keras_resnet
 from keras_resnet.export import ExportReport, table_rows
@@ -56,23 +57,27 @@ def recipes(pattern: str) -> Table:
     Args:
         pattern: Shell-style pattern of the names.
     """
-    table = Table("recipe", "network", "dataset", title="Recipes")
-    for heading in ("batch", "steps", "rate", "divided at", "decay", "measured"):
+    table = Table(
+        title="Recipes",
+        box=box.SIMPLE,
+        pad_edge=False,
+        caption="Each is followed by: python -m training train RECIPE\nIt costs its images times "
+        "three times the multiply-adds of its network, forwards and backwards.",
+    )
+    names = fnmatch.filter(RECIPES, pattern)
+    table.add_column("recipe", min_width=max(map(len, names), default=0))
+    for heading in ("steps x batch", "images", "rate", "measured"):
         table.add_column(heading, justify="right")
-    table.add_column("reference")
-    for name in fnmatch.filter(RECIPES, pattern):
-        recipe = RECIPES[name]
+    for recipe in map(RECIPES.get, names):
+        about = f"{recipe.variant} on {recipe.dataset}. {recipe.reference}"
+        if recipe.milestones:
+            about += f". Rate divided at {_numbers(recipe.milestones)}"
         table.add_row(
-            recipe.name,
-            recipe.variant,
-            recipe.dataset,
-            str(recipe.batch_size),
-            f"{recipe.steps:,}",
+            Text.assemble((recipe.name, "bold"), f"\n{about}"),
+            f"{recipe.steps:,} x {recipe.batch_size}",
+            f"{recipe.images / 1e6:.3g} M",
             f"{recipe.learning_rate:g}",
-            _numbers(recipe.milestones),
-            f"{recipe.weight_decay:g}",
             "" if recipe.measured_accuracy is None else _percent(recipe.measured_accuracy),
-            recipe.reference,
         )
     return table
 
