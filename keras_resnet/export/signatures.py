@@ -30,47 +30,57 @@ def signatures(
     """
     import tensorflow as tf
 
-    channels = model.input_shape[-1]
-    has_fixed_size = None not in model.input_shape[1:3]
-    images_spec = tf.TensorSpec((None, None, None, channels), tf.uint8, "images")
+    *size, channels = model.input_shape[1:]
+    has_fixed_size = None not in size
+    features = classifier_input(model)
+    outputs = {"probabilities": model.outputs[0]}
+    if features is not None:
+        outputs["features"] = features
+    network = keras.Model(model.inputs[0], outputs)
 
+    def images_spec(dtype, height=None, width=None):
+        return tf.TensorSpec((None, height, width, channels), dtype, "images")
+
+    # Functions of their own: the file holds what they compute once, not once for each signature.
+    @tf.function(input_signature=[images_spec(tf.float32)], autograph=False)
     def fitted(images):
-        images = tf.cast(images, tf.float32)
         return resize(images, preprocessing) if has_fixed_size else images
 
-    def classify(pixels):
-        probabilities = model(preprocessing.normalize(pixels), training=False)
-        answers = {"probabilities": probabilities}
-        if class_names is not None:
-            names = tf.constant(list(class_names))
-            answers["labels"] = tf.gather(names, tf.argmax(probabilities, axis=1))
-        return answers
+    @tf.function(input_signature=[images_spec(tf.float32, *size)], autograph=False)
+    def answers(pixels):
+        return network(preprocessing.normalize(pixels), training=False)
 
-    @tf.function(input_signature=[images_spec], autograph=False)
+    def classify(pixels):
+        probabilities = answers(pixels)["probabilities"]
+        if class_names is None:
+            return {"probabilities": probabilities}
+        names = tf.constant(list(class_names))
+        chosen = tf.argmax(probabilities, axis=1)
+        return {"probabilities": probabilities, "labels": tf.gather(names, chosen)}
+
+    @tf.function(input_signature=[images_spec(tf.uint8)], autograph=False)
     def of_images(images):
-        return classify(fitted(images))
+        return classify(fitted(tf.cast(images, tf.float32)))
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "encoded")], autograph=False)
     def of_encoded(encoded):
         def load(contents):
-            return fitted(decode(contents, channels)[tf.newaxis])[0]
+            image = tf.cast(decode(contents, channels), tf.float32)
+            return fitted(image[tf.newaxis])[0]
 
-        size = preprocessing.size if has_fixed_size else (None, None)
-        pixels = tf.TensorSpec((*size, channels), tf.float32)
+        pixels = preprocessing.size if has_fixed_size else size
+        pixels = tf.TensorSpec((*pixels, channels), tf.float32)
         return classify(tf.map_fn(load, encoded, fn_output_signature=pixels))
+
+    @tf.function(input_signature=[images_spec(tf.uint8)], autograph=False)
+    def of_features(images):
+        pixels = fitted(tf.cast(images, tf.float32))
+        return {"features": answers(pixels)["features"]}
 
     named = {IMAGES: of_images}
     if channels in _DECODED_CHANNELS:
         named[ENCODED] = of_encoded
-    features = classifier_input(model)
     if features is not None:
-        extractor = keras.Model(model.inputs, features)
-
-        @tf.function(input_signature=[images_spec], autograph=False)
-        def of_features(images):
-            pixels = preprocessing.normalize(fitted(images))
-            return {"features": extractor(pixels, training=False)}
-
         named[FEATURES] = of_features
     return named
 
