@@ -106,14 +106,14 @@ def test_epochs_are_passes_over_the_training_split():
     assert loop.fit_to_data(TINY, digits, batch_size=128).steps == TINY.steps // 2
 
 
-def test_the_same_seed_gives_the_same_weights(run, tmp_path):
-    def weights(run_dir):
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    def weights(name, seed):
+        run_dir = tmp_path / name
+        loop.train(TINY, run_dir=run_dir, steps=2, seed=seed, verbose=0)
         return keras.saving.load_model(run_dir / records.LAST).get_weights()
 
-    for name in ("first", "again"):
-        loop.train(TINY, run_dir=tmp_path / name, steps=2, seed=1, verbose=0)
-    first, again, other = weights(tmp_path / "first"), weights(tmp_path / "again"), weights(run[0])
-    for one, two in zip(first, again):
+    first, again, other = weights("first", 1), weights("again", 1), weights("other", 2)
+    for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
     assert np.abs(first[0] - other[0]).max() > 1e-3
 

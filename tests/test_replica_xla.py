@@ -45,13 +45,25 @@ def trained(
     return model
 
 
+@pytest.fixture(scope="module")
+def on_one_device():
+    """What replicas are compared with; no test trains it further."""
+    return trained(None, jit_compile=False)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Two replicas, with XLA; no test trains them further."""
+    return trained(2, jit_compile=True)
+
+
 def largest_difference(first, second):
     return max(np.abs(a - b).max() for a, b in zip(first.get_weights(), second.get_weights()))
 
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_each_replica_is_one_xla_program(replicas):
-    model = trained(replicas, jit_compile=True)
+def test_each_replica_is_one_xla_program(replicas, compiled):
+    model = compiled if replicas == 2 else trained(replicas, jit_compile=True)
     images, labels = images_and_labels()
     strategy = model.distribute_strategy
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
@@ -73,10 +85,9 @@ def test_each_replica_is_one_xla_program(replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_weights_are_those_of_one_device(replicas):
-    one = trained(None, jit_compile=False)
+def test_weights_are_those_of_one_device(replicas, on_one_device):
     many = trained(replicas, jit_compile=True)
-    assert largest_difference(many, one) < 1e-5
+    assert largest_difference(many, on_one_device) < 1e-5
 
 
 def test_batch_statistics_as_without_xla():
@@ -128,15 +139,15 @@ def test_regularisation_counts():
     assert largest_difference(compiled, trained(2, jit_compile=True, optimizer="sgd")) > 1e-3
 
 
-def test_mixed_float16_with_loss_scaling():
+def test_mixed_float16_with_loss_scaling(on_one_device):
     keras.config.set_dtype_policy("mixed_float16")
     model = trained(2, jit_compile=True)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == STEPS
     keras.config.set_dtype_policy("float32")
-    exact = trained(None, jit_compile=False)
     start = trained(None, jit_compile=False, optimizer=keras.optimizers.SGD(0.0))
-    assert largest_difference(model, exact) < 0.05 * largest_difference(start, exact)
+    change = largest_difference(start, on_one_device)
+    assert largest_difference(model, on_one_device) < 0.05 * change
 
 
 @pytest.mark.slow
@@ -153,9 +164,8 @@ def test_fit_after_load(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_and_predict():
+def test_evaluate_and_predict(compiled):
     images, labels = images_and_labels()
-    compiled = trained(2, jit_compile=True)
     one = keras.models.clone_model(compiled)
     one.set_weights(compiled.get_weights())
     np.testing.assert_allclose(
@@ -168,8 +178,7 @@ def test_evaluate_and_predict():
     assert accuracy["accuracy"] == pytest.approx(expected)
 
 
-def test_evaluation_is_compiled_too():
-    compiled = trained(2, jit_compile=True)
+def test_evaluation_is_compiled_too(compiled):
     images, labels = images_and_labels()
     step = tf.function(lambda data: compiled.distribute_strategy.run(compiled.test_step, (data,)))
     traced = step.get_concrete_function((images[:4], labels[:4]))
