@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 from PIL import Image
 
@@ -211,6 +212,14 @@ def test_a_second_run_does_not_replace_the_first(trained, training_here):
     answer = training_here("train", "digits-resnet20", "--steps", "1", "--seed", "7", cwd=folder)
     assert answer.returncode == 2
     assert "The run directory already holds another run." in answer.stderr
+
+
+def test_the_demo_says_at_once_that_it_needs_tensorflow(training_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    answer = training_here("demo", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "Received: 'jax'. Set KERAS_BACKEND=tensorflow" in " ".join(answer.stderr.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -250,6 +250,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_best_weights(tmp_path
     with pytest.raises(ValueError, match="all damaged"):
         follow()
     assert (tmp_path / "best.keras").read_bytes() == best
+    assert records.read(tmp_path).resumed == 0  # a refusal is no continuation
 
 
 def test_a_run_that_diverges_ends_at_once_and_keeps_what_was_good(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 
+import keras
 import numpy as np
 
 from keras_resnet.export import ExportReport
@@ -43,9 +44,15 @@ def run(
         replicas: Number of devices that share each batch.
 
     Raises:
-        ValueError: If `run_dir` holds anything but a demo.
+        ValueError: If `run_dir` holds anything but a demo, or Keras's backend is not TensorFlow.
         keras_resnet.export.ExportMismatch: If an export disagrees with the model.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "The demo ends in exports, which TensorFlow writes. Expected the Keras backend "
+            f"'tensorflow'. Received: {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow, "
+            f"or train alone with: python -m training train {RECIPE}"
+        )
     if (run_dir / records.RECORD).exists() and records.read(run_dir).recipe.name == RECIPE:
         shutil.rmtree(run_dir)
     record = loop.train(get_recipe(RECIPE), run_dir=run_dir, replicas=replicas)

@@ -114,12 +114,13 @@ def train(
         files.writing(run_dir),
         Signals() as signals,
     ):
+        start = checkpoints.load_newest(run_dir / checkpoints.FOLDER)  # or nothing is continued
         record = records.begin(run_dir, record)
         if record.results:
             if verbose:
                 print(f"The run in {run_dir} has finished already.")
             return record
-        progress = _fit(run_dir, record, model, dataset, signals, checkpoint_every, verbose)
+        progress = _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verbose)
         return _finish(run_dir, record, progress, model, dataset)
 
 
@@ -209,10 +210,9 @@ def _batches(recipe, dataset, seed, start_step=0):
     return training, validation
 
 
-def _fit(run_dir, record, model, dataset, signals, checkpoint_every, verbose):
+def _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verbose):
     """From where the run stands to its last step."""
-    recipe = record.recipe
-    progress, arrays = checkpoints.load_newest(run_dir / checkpoints.FOLDER)
+    recipe, (progress, arrays) = record.recipe, start
     if verbose and progress.step:
         print(f"Continuing after step {progress.step} of {recipe.steps}.")
     training, validation = _batches(recipe, dataset, record.seed, start_step=progress.step)
