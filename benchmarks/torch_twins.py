@@ -63,7 +63,7 @@ def twin(variant, classes):
     return nn.Sequential(*stem, *blocks, *head).to(memory_format=torch.channels_last)
 
 
-def training_steps(model, images, labels, batch_size, *, bfloat16=False):
+def training_steps(model, images, labels, batch_size, *, bfloat16=False, channels_last=True):
     """A function that makes one pass over the images, a step per batch.
 
     Args:
@@ -72,9 +72,11 @@ def training_steps(model, images, labels, batch_size, *, bfloat16=False):
         labels: Integers, one per image.
         batch_size: Images per step.
         bfloat16: Whether convolutions are computed in bfloat16 (`torch.autocast`).
+        channels_last: Whether features lie so in memory; PyTorch's default is channels first.
     """
-    images = torch.from_numpy(images.transpose(0, 3, 1, 2))
-    images = images.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    images = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(memory_format=layout)
     labels = torch.from_numpy(labels)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     model.train()

@@ -2,11 +2,12 @@
 
     python -m training benchmark train [NETWORK] [--batch-size 128] [--rounds 7] [--steps 6]
 
-The stock twin has the same layers but Keras's own batch normalisation and training step; PyTorch
-runs where it is installed, in its faster memory format (channels last). All alternate in one
-process, on the same images, with SGD, momentum and coupled weight decay; in float32, and with
-convolutions in bfloat16, which is faster only on processors with instructions for it. A product of
-matrices in the same run tells how much of the arithmetic that the machine can do is done.
+The stock twin has the same layers but Keras's own batch normalisation and training step. PyTorch
+runs where it is installed, in its faster memory format (channels last), and in float32 in its
+default one too. All alternate in one process, on the same images, with SGD, momentum and coupled
+weight decay; in float32, and with convolutions in bfloat16, which is faster only on processors with
+instructions for it. A product of matrices in the same run tells how much of the arithmetic that the
+machine can do is done.
 """
 
 import functools
@@ -26,6 +27,7 @@ from training.optimizers import CoupledSGD
 PAIRS = (
     ("keras_resnet", "stock"),
     ("keras_resnet", "pytorch"),
+    ("keras_resnet", "pytorch channels first"),
     ("keras_resnet bfloat16", "stock bfloat16"),
     ("keras_resnet bfloat16", "pytorch bfloat16"),
     ("keras_resnet bfloat16", "keras_resnet"),
@@ -62,12 +64,16 @@ def compare(network: str, *, batch_size: int, steps: int, rounds: int) -> None:
     if importlib.util.find_spec("torch"):
         from benchmarks import torch_twins
 
-        for name, bfloat16 in (("pytorch", False), ("pytorch bfloat16", True)):
+        for name, options in (
+            ("pytorch", {}),
+            ("pytorch channels first", {"channels_last": False}),
+            ("pytorch bfloat16", {"bfloat16": True}),
+        ):
             twin = torch_twins.twin(ours.variant, ours.output_shape[-1])
             count = sum(weight.numel() for weight in twin.parameters())
             assert count == sum(np.prod(weight.shape) for weight in ours.trainable_weights)
             candidates[name] = torch_twins.training_steps(
-                twin, images, labels, batch_size, bfloat16=bfloat16
+                twin, images, labels, batch_size, **options
             )
     multiply = alternation.matrix_product()
     candidates[alternation.PEAK] = lambda: [multiply() for _ in range(steps)]
