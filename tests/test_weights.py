@@ -180,6 +180,8 @@ def test_weights_by_tag_fit_other_heads_and_sizes():
     [
         ({"weights": "imagenet"}, "Expected one of cifar10, None, hf://OWNER/NAME, the path of a"),
         ({"shortcut": "projection"}, "only the network has: stage2_block1_shortcut"),
+        ({"shortcut": "none"}, "another graph.* Build the network with shortcut='zero_padding'"),
+        ({"activation_order": "relu_before_addition"}, "with activation_order='original'"),
     ],
 )
 def test_weights_by_tag_refuse_what_does_not_fit(arguments, message):

@@ -152,7 +152,7 @@ WEIGHT_SETS = WeightSets(
                 Source(
                     str(_SHIPPED / _CIFAR10),
                     _CIFAR10,
-                    "sha256:d3bf053f93470d003b1dd872506bb72cca6fb0b106ea9b2409f576bcb71e45b2",
+                    "sha256:5f35b9cee959ab9b539676f69f27a12d2a6497488ad6f3562540bf775c3874bc",
                 ),
             ),
             licence="Apache-2.0",
