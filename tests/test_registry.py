@@ -446,7 +446,12 @@ def test_spread_kernels_against_float64():
     np.testing.assert_allclose(four, [red / 2, green, blue, red / 2], atol=1e-6)
 
 
-def test_one_channel_and_other_classes_at_once():
+def test_one_channel_and_other_classes_at_once_and_again(tmp_path):
     model = keras_resnet.CifarResNet20(weights="cifar10", input_shape=(8, 8, 1), classes=3)
     assert (model.input_shape, model.output_shape) == ((None, 8, 8, 1), (None, 3))
     assert model.preprocessing.mean == pytest.approx([np.mean(keras_resnet.CIFAR10.mean)])
+    save_weights(model, tmp_path / "mine.safetensors")
+    again = keras_resnet.CifarResNet20(weights=tmp_path / "mine.safetensors")
+    assert (again.input_shape, again.output_shape) == (model.input_shape, model.output_shape)
+    for old, new in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(new, old)
