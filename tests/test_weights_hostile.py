@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 
 import h5py
 import numpy as np
@@ -233,6 +234,39 @@ def test_a_whole_keras_model_names_its_own_way(model, tmp_path):
     renamed = (tmp_path / "whole.keras").rename(tmp_path / "whole.pth")
     with pytest.raises(ValueError, match=r"Load it by keras.models.load_model\(path\)"):
         load_weights(model, renamed)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_whole_keras_model_is_trusted_no_more_than_others(model, tmp_path, monkeypatch):
+    path = tmp_path / "whole.keras"
+    model.save(path)
+    with pytest.raises(ValueError, match=r"was changed. Expected sha256 00"):
+        load_weights(model, path, sha256="00")
+    with pytest.raises(FileNotFoundError, match="There is no such file of weights"):
+        load_weights(model, tmp_path / "other.keras")
+    for kind in (b'"Lambda"', b'"Unheard"'):  # no layer is made, whatever it would execute
+        rewrite(path, lambda content, kind=kind: content.replace(b'"ReLU"', kind))
+        assert load_weights(model, path).loaded
+    (tmp_path / "reader.py").write_text("import os; os.abort()")
+    with monkeypatch.context() as patch:  # HDF5 is read in another process
+        patch.setattr(hdf5, "__file__", str(tmp_path / "reader.py"))
+        with pytest.raises(ValueError, match="HDF5 crashes on it, code -6"):
+            load_weights(model, path)
+    rewrite(path, lambda content: content + b" " * 10**7, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="unpack to more than the file has"):
+        load_weights(model, path)
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"cannot be read.* of format 'keras'"):
+        load_weights(model, path)
+
+
+def rewrite(path, change, packing=zipfile.ZIP_STORED):
+    """Another configuration in a whole model's archive."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, content in files.items():
+            archive.writestr(name, change(content) if name == "config.json" else content)
 
 
 @pytest.mark.usefixtures("untouched")

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 
 import keras
 import numpy as np
@@ -47,15 +46,15 @@ def save_weights(
         about["preprocessing"] = json.dumps(preprocessing.to_dict())
     if "predictions/bias" in tensors:
         about["classes"] = str(tensors["predictions/bias"].shape[0])
-    about |= _graph_of(model) | (metadata or {})
+    if getattr(model, "variant", None) is not None:
+        about |= _graph(vars(model.variant))
+    about |= metadata or {}
     pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
 
 
-def _graph_of(model):
-    """What of a graph no weight shows, as metadata; nothing of a model without `variant`."""
-    if getattr(model, "variant", None) is None:
-        return {}
-    return {"graph": json.dumps({field: getattr(model.variant, field) for field in _GRAPH})}
+def _graph(fields):
+    """What of a graph no weight shows, as metadata, out of the fields of a `Variant`."""
+    return {"graph": json.dumps({field: fields.get(field) for field in _GRAPH})}
 
 
 def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
@@ -153,11 +152,7 @@ def load_weights(
         FileNotFoundError: If there is no such file.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
-    if is_model:
-        tensors, about = _of_model(source)
-    else:
-        tensors, about = formats.read(source, format, sha256), _metadata_of_any(source)
+    tensors, about = formats.read(source, format, sha256), _metadata_of_any(source)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
     if "graph" in about and report.scheme == SCHEMES[0].name:
         _check_own_graph(about["graph"], model, source)
@@ -170,6 +165,10 @@ def load_weights(
 
 
 def _metadata_of_any(source):
+    """What a file says of itself; of a model saved by Keras, what `save_weights` would say."""
+    if formats.is_model(source):
+        variant = formats.read_config(source).get("variant")
+        return _graph(variant) if isinstance(variant, dict) else {}
     try:
         return read_metadata(source)
     except safetensors.SafetensorError:  # a file of another format
@@ -221,7 +220,7 @@ def describe(path: str | os.PathLike) -> About:
         ValueError: If the file is damaged.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    if pathlib.Path(path).suffix == ".keras":
+    if formats.is_model(path):
         return _about_model(path)
     try:  # without its values, which take long to read
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -253,30 +252,11 @@ def _record(read, content, path):
 
 
 def _about_model(path):
+    config = formats.read_config(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-        heads = [layer for layer in config["layers"] if layer["config"]["name"] == "predictions"]
-        classes = heads[0]["config"]["units"] if heads else None
-    except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
-        raise _not_a_model(path, error) from error
+        layers = [layer["config"] for layer in config["layers"]]
+        classes = next((layer["units"] for layer in layers if layer["name"] == "predictions"), None)
+    except (LookupError, TypeError) as error:
+        raise formats.not_a_model(path, error) from error
     preprocessing = config.get("preprocessing")
     return About(classes, preprocessing and _record(dict, preprocessing, path))
-
-
-def _of_model(path):
-    """The weights of a whole model by their paths, and what `save_weights` would say of it."""
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever Keras meets in a file of others
-        raise _not_a_model(path, error) from error
-    weights = weights_by_path(model).items()
-    tensors = {name: keras.ops.convert_to_numpy(weight) for name, weight in weights}
-    return tensors, _graph_of(model)
-
-
-def _not_a_model(path, error):
-    return ValueError(
-        "The model cannot be read. Expected an undamaged file of `model.save`. "
-        f"Received: {os.fspath(path)!r} ({error})."
-    )
