@@ -44,12 +44,22 @@ class LoadReport:
 
 
 def weights_by_path(model: keras.Model) -> dict:
-    """The variables of a model by path, without the states of random generators."""
-    return {
-        weight.path: weight
-        for weight in model.weights
-        if keras.backend.is_float_dtype(weight.dtype)
-    }
+    """The variables of a model by path, without the states of random generators.
+
+    Raises:
+        ValueError: If two have the same path, as in an ensemble: one of them would be lost.
+    """
+    weights = [weight for weight in model.weights if keras.backend.is_float_dtype(weight.dtype)]
+    by_path = {weight.path: weight for weight in weights}
+    if len(by_path) < len(weights):
+        paths = [weight.path for weight in weights]
+        twice = [path for path in by_path if paths.count(path) > 1]
+        raise ValueError(
+            "The weights of the model cannot be told apart. Expected a path of its own for each. "
+            f"Received: {model.name!r}, {_some('twice', twice)}. Save its members one by one, or "
+            "the whole by model.save(path)."
+        )
+    return by_path
 
 
 def match(
