@@ -163,6 +163,7 @@ def build(
     if weight_set:
         head = include_top and of_weights in (None, classes)
         _load(model, weight_set, head=head, include_top=include_top, classes=classes)
+        model.preprocessing = preprocessing  # the set's, whatever its file says
     return model
 
 

@@ -18,6 +18,7 @@ from keras_resnet.weights import (
     find_weights,
     get_weight_set,
     list_weights,
+    load_weights,
     read_metadata,
     registry,
     save_torch,
@@ -351,6 +352,12 @@ def test_a_file_says_how_many_classes_and_which_images(own):
     assert other.preprocessing == expected
     for old, new in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(new, old)
+    larger = keras_resnet.CifarResNet(8, input_shape=(24, 24, 1), classes=2)
+    with pytest.raises(ValueError, match="not those of this network"):
+        load_weights(larger, path)
+    assert larger.preprocessing == keras_resnet.CIFAR10.adapted(size=(24, 24), channels=1)
+    load_weights(larger, path, head=False, strict=False)
+    assert larger.preprocessing == expected.adapted(size=(24, 24), channels=1)
 
 
 @pytest.mark.parametrize("options", [{"classes": 4}, {"include_top": False}])

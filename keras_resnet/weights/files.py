@@ -36,6 +36,9 @@ def save_weights(
         model: A built model.
         path: Where, ending in `.safetensors`.
         metadata: What the file shall say of itself besides.
+
+    Raises:
+        ValueError: If two weights have the same path, as those of an ensemble. Nothing is written.
     """
     tensors = {
         name: keras.ops.convert_to_numpy(weight) for name, weight in weights_by_path(model).items()
@@ -119,6 +122,9 @@ def load_weights(
     names. The model then computes what the source's does: another epsilon of batch normalisation
     goes into the moving variance, a bias in front of it into the moving mean.
 
+    Where the file says how its images are preprocessed, as those of `save_weights` and `.keras` do,
+    so does `model.preprocessing` then, at the model's size.
+
     Strides and pools have no weights: a file is refused where `model.variant` has them elsewhere
     than the library that its names are of. Nor have zero-padded shortcuts: of PyTorch's CIFAR
     networks, `shortcut_padding` must say which they have.
@@ -158,17 +164,33 @@ def load_weights(
         _check_own_graph(about["graph"], model, source)
     stated = about.get(padding.METADATA)
     padding.absorb_padding(values, model, report.scheme, shortcut_padding, stated, source)
+    preprocessing = _preprocessing_for(model, about, source)
     weights = weights_by_path(model)
     for path, value in values.items():
         weights[path].assign(value)
+    if preprocessing is not None and report.loaded:
+        model.preprocessing = preprocessing
     return report
+
+
+def _preprocessing_for(model, about, source):
+    """The file's record at the model's size and channels; `None` if either has none."""
+    own = getattr(model, "preprocessing", None)
+    if "preprocessing" not in about or not isinstance(own, Preprocessing):
+        return None
+    record = _record(json.loads, about["preprocessing"], source)
+    size = None if None in model.input_shape[1:] else own.size
+    return record.adapted(size=size, channels=len(own.mean))
 
 
 def _metadata_of_any(source):
     """What a file says of itself; of a model saved by Keras, what `save_weights` would say."""
     if formats.is_model(source):
-        variant = formats.read_config(source).get("variant")
-        return _graph(variant) if isinstance(variant, dict) else {}
+        config = formats.read_config(source)
+        about = _graph(config["variant"]) if isinstance(config.get("variant"), dict) else {}
+        if config.get("preprocessing"):
+            about["preprocessing"] = json.dumps(config["preprocessing"])
+        return about
     try:
         return read_metadata(source)
     except safetensors.SafetensorError:  # a file of another format
