@@ -258,7 +258,8 @@ def by_hand(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("processor", "expected"), PROCESSORS)
 def test_a_repository_of_transformers_is_understood(by_hand, processor, expected):
     names = {str(index): f"class {index}" for index in range(7)}
-    put(by_hand, config={"id2label": names}, preprocessor_config=processor)
+    usual = {"hidden_act": "relu", "downsample_in_bottleneck": False}
+    put(by_hand, config={"id2label": names} | usual, preprocessor_config=processor)
     row = find_weights("resnet50", "hf://somebody/theirs")
     assert row.classes == 7
     assert row.preprocessing == dataclasses.replace(keras_resnet.IMAGENET, **expected)
@@ -281,7 +282,17 @@ def test_a_repository_for_another_network_is_refused(by_hand):
 
 
 @pytest.mark.parametrize(
-    "config", [[1], {"pretrained_cfg": 3}, {"id2label": 3}, {"pretrained_cfg": {"std": [0]}}]
+    "config",
+    [
+        [1],
+        {"pretrained_cfg": 3},
+        {"id2label": 3},
+        {"pretrained_cfg": {"std": [0]}},
+        # Of transformers, with the names and shapes of all others.
+        {"downsample_in_bottleneck": True},
+        {"downsample_in_first_stage": True},
+        {"hidden_act": "gelu"},
+    ],
 )
 def test_a_repository_of_another_kind_is_refused(by_hand, config):
     put(by_hand, config=config)
