@@ -381,6 +381,24 @@ def test_a_file_of_other_classes_gives_its_backbone(own, options):
             np.testing.assert_array_equal(others[weight.path], weight)
 
 
+@pytest.mark.parametrize("save", [save_weights, save_torch])
+def test_a_backbone_gets_a_new_classifier_where_classes_are_named(save, tmp_path, capsys):
+    """Of files that say nothing, as many channels as the first convolution sees."""
+    path, images = tmp_path / "grey.safetensors", {"input_shape": (12, 12, 1)}
+    backbone = keras_resnet.CifarResNet(8, include_top=False, **images)
+    save(backbone, path)
+    model = keras_resnet.CifarResNet(8, weights=path, classes=4, **images)
+    assert (model.input_shape, model.output_shape) == ((None, 12, 12, 1), (None, 4))
+    stem = model.get_layer("stem_conv").kernel
+    np.testing.assert_array_equal(stem, backbone.get_layer("stem_conv").kernel)
+    coloured = keras_resnet.CifarResNet(8, weights=path, classes=4, **SMALL)
+    np.testing.assert_allclose(np.sum(coloured.get_layer("stem_conv").kernel, 2), stem[:, :, 0])
+    with pytest.raises(ValueError, match="or with `classes` for a new one"):
+        keras_resnet.CifarResNet(8, weights=path, **images)
+    says_nothing = "grey.safetensors does not say how its images are preprocessed: as for cifar_"
+    assert (says_nothing in capsys.readouterr().err) == (save is save_torch)
+
+
 def test_a_saved_model_of_another_network_is_refused(own):
     _, path, _ = own
     with pytest.raises(

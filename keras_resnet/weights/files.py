@@ -222,10 +222,17 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a file says of its network; `None` for what it does not say."""
+    """What a file says of its network; `None` for what it does not say.
 
-    classes: int | None
+    Args:
+        classes: Number of classes; 0 without a classifier.
+        preprocessing: What its images go through.
+        channels: Number of channels of its images.
+    """
+
+    classes: int
     preprocessing: Preprocessing | None
+    channels: int | None = None
 
 
 def describe(path: str | os.PathLike) -> About:
@@ -235,8 +242,8 @@ def describe(path: str | os.PathLike) -> About:
         path: A file that `load_weights` reads.
 
     Returns:
-        The number of classes, from the shape of the classifier; and the preprocessing of files of
-        `save_weights` and of models saved by Keras.
+        The number of classes, from the shape of the classifier, that of channels, from the shape of
+        the stem; and the preprocessing of files of `save_weights` and of models saved by Keras.
 
     Raises:
         ValueError: If the file is damaged.
@@ -250,17 +257,26 @@ def describe(path: str | os.PathLike) -> About:
             preprocessing = (file.metadata() or {}).get("preprocessing")
     except safetensors.SafetensorError:
         shapes, preprocessing = {}, None
-    classes = _classes(shapes)
-    if classes is None:  # of another format, or by names with a prefix
-        tensors = formats.read(path)
-        classes = _classes({name: tensor.shape for name, tensor in tensors.items()})
-    return About(classes, preprocessing and _record(json.loads, preprocessing, path))
+    if not _classes(shapes):  # of another format, or by names with a prefix
+        shapes = {name: tensor.shape for name, tensor in formats.read(path).items()}
+    record = preprocessing and _record(json.loads, preprocessing, path)
+    return About(_classes(shapes), record, _channels(shapes))
 
 
 def _classes(shapes):
     """The length of the classifier's bias, by the first library that calls one so."""
     keys = [scheme.key("predictions/bias") for scheme in SCHEMES]
-    return next((shapes[key][-1] for key in keys if shapes.get(key)), None)
+    return next((shapes[key][-1] for key in keys if shapes.get(key)), 0)
+
+
+def _channels(shapes):
+    """What the first convolution sees, by the first library that calls one so."""
+    for scheme in SCHEMES:
+        for path in ("stem_conv/kernel", "stem_conv1/kernel"):
+            shape = shapes.get(scheme.key(path), ())
+            if len(shape) == 4:
+                return shape[1 if scheme.transposed else 2]
+    return None
 
 
 def _record(read, content, path):
@@ -277,7 +293,7 @@ def _about_model(path):
     config = formats.read_config(path)
     try:
         layers = [layer["config"] for layer in config["layers"]]
-        classes = next((layer["units"] for layer in layers if layer["name"] == "predictions"), None)
+        classes = next((layer["units"] for layer in layers if layer["name"] == "predictions"), 0)
     except (LookupError, TypeError) as error:
         raise formats.not_a_model(path, error) from error
     preprocessing = config.get("preprocessing")

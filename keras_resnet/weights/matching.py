@@ -91,7 +91,7 @@ def match(
         tensors = _without(tensors, scheme.layer("predictions"))
     values, report = _convert(scheme, tensors, weights, model)
     if strict and (report.unused or report.missing or report.mismatched):
-        remedy = " Leave the classifier out by head=False." if _is_of_heads(report, scheme) else ""
+        remedy = _HEADLESS if _is_of_heads(report, scheme) else ""
         error = ValueError(
             f"The weights of {os.fspath(source)!r} are not those of this network. Expected the "
             f"same names and shapes. Received: {report.difference}.{remedy}"
@@ -102,6 +102,12 @@ def match(
     values = {path: _cast(value, weights[path]) for path, value in values.items()}
     _check_numbers(values, source)
     return values, report
+
+
+_HEADLESS = (
+    " Leave the classifier out: of constructors by include_top=False, or with `classes` for a new "
+    "one; else by head=False."
+)
 
 
 def _is_of_heads(report, scheme):
