@@ -219,6 +219,8 @@ def preprocess_input(images, model, *, keep_fitting: bool = False):
         each = [
             preprocess_input(image, preprocessing, keep_fitting=keep_fitting) for image in images
         ]
+        if not each:
+            return np.zeros((0, *preprocessing.size, len(preprocessing.mean)), "float32")
         return keras.ops.stack(each) if keras.ops.is_tensor(each[0]) else np.stack(each)
     channels = len(preprocessing.mean)
     if hasattr(images, "convert"):  # of Pillow, which this package does not need

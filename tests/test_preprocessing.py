@@ -110,6 +110,7 @@ def test_pillow_images_and_lists_of_them():
         np.testing.assert_array_equal(result, expected)
     grey = IMAGENET.adapted(channels=1)
     assert preprocess_input(images[0], grey).shape == (224, 224, 1)
+    assert preprocess_input([], grey).shape == (0, 224, 224, 1)
 
 
 @pytest.mark.parametrize("channels", [3, 4, 6, 7])

@@ -152,6 +152,10 @@ def test_the_table_is_one_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["weights", "resnet34"])
     runpy.run_module("keras_resnet.weights", run_name="__main__")
     assert capsys.readouterr().out.strip() == str(list_weights("resnet34"))
+    monkeypatch.setattr(sys, "argv", ["weights", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("keras_resnet.weights", run_name="__main__")
+    assert "usage: python -m keras_resnet.weights [-h] [NETWORK ...]" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["weights", "resnet_34"])
     with pytest.raises(SystemExit, match="Did you mean 'resnet34'"):
         runpy.run_module("keras_resnet.weights", run_name="__main__")
@@ -298,6 +302,13 @@ def test_a_repository_of_another_kind_is_refused(by_hand, config):
     put(by_hand, config=config)
     with pytest.raises(ValueError, match="describes its network in another way"):
         find_weights("resnet50", "hf://somebody/theirs")
+
+
+@pytest.mark.parametrize("weights", [True, 18, b"tv_in1k"])
+def test_what_names_no_weights_is_refused(weights):
+    """Such as `pretrained=True` of other libraries."""
+    with pytest.raises(ValueError, match=r"Unknown `weights`. Expected None, a tag, .* Received: "):
+        keras_resnet.ResNet18(weights=weights)
 
 
 @pytest.mark.parametrize("name", ["nope.safetensors", "no/such", "{folder}"])

@@ -76,6 +76,11 @@ def find_weights(variant: str | Variant, weights: str | os.PathLike | None) -> W
     """
     if weights is None:
         return None
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ValueError(
+            "Unknown `weights`. Expected None, a tag, the path of a file or an address "
+            f"{HUB}OWNER/NAME. Received: {weights!r}. `weights='imagenet'` takes the best."
+        )
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
     name, rows = os.fspath(weights), _of(variant.name)
