@@ -82,7 +82,7 @@ def test_every_file_can_be_told_from_others_and_may_be_sold():
         ("resnet50v2", "a1h_in1k", 0.81398),
         ("resnet101v2", "a1h_in1k", 0.8210),
         ("resnet152v2", "v2_keras", 0.780),
-        ("resnet50d", "a1_in1k", 0.8068),
+        ("resnet50d", "ra4_e3600_r224_in1k", 0.80952),
         ("se_resnet50", "ra2_in1k", 0.8026),
     ],
 )
