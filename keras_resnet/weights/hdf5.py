@@ -121,7 +121,10 @@ def _limit_memory(size):
     if sys.platform == "linux":
         import resource
 
-        most = _MEMORY_FACTOR * size + _MEMORY_BYTES
+        # Libraries reserve addresses for each core before they begin: on large machines, gigabytes.
+        with open("/proc/self/statm") as file:
+            reserved = int(file.read().split()[0]) * resource.getpagesize()
+        most = reserved + _MEMORY_FACTOR * size + _MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
