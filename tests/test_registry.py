@@ -292,6 +292,7 @@ def test_a_repository_for_another_network_is_refused(by_hand):
         {"pretrained_cfg": 3},
         {"id2label": 3},
         {"pretrained_cfg": {"std": [0]}},
+        {"pretrained_cfg": {"crop_mode": "squash"}},
         # Of transformers, with the names and shapes of all others.
         {"downsample_in_bottleneck": True},
         {"downsample_in_first_stage": True},

@@ -142,6 +142,8 @@ def _preprocessing(address, config):
 
 def _of_timm(images):
     """Timm's record; what it lacks is what timm takes then."""
+    if images.get("crop_mode", "center") != "center":
+        raise ValueError(f"crop_mode {images['crop_mode']!r}, where 'center' is read")
     size = tuple(images.get("input_size", (3, 224, 224))[1:])
     return Preprocessing(
         size=size,
