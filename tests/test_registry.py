@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import runpy
+import struct
 import sys
 
 import keras
@@ -409,6 +410,13 @@ def test_a_backbone_gets_a_new_classifier_where_classes_are_named(save, tmp_path
         keras_resnet.CifarResNet(8, weights=path, **images)
     says_nothing = "grey.safetensors does not say how its images are preprocessed: as for cifar_"
     assert (says_nothing in capsys.readouterr().err) == (save is save_torch)
+
+
+def test_channels_that_are_only_claimed_are_not_believed(tmp_path):
+    header = b'{"conv1.weight":{"dtype":"F32","shape":[0,1099511627776,3,3],"data_offsets":[0,0]}}'
+    (tmp_path / "hostile.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match="are not those of this network"):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "hostile.safetensors")
 
 
 def test_a_saved_model_of_another_network_is_refused(own):

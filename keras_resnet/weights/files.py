@@ -57,7 +57,7 @@ def save_weights(
 
 def _graph(fields):
     """What of a graph no weight shows, as metadata, out of the fields of a `Variant`."""
-    return {"graph": json.dumps({field: fields.get(field) for field in _GRAPH})}
+    return {"graph": json.dumps({field: fields[field] for field in _GRAPH if field in fields})}
 
 
 def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
@@ -274,7 +274,7 @@ def _channels(shapes):
     for scheme in SCHEMES:
         for path in ("stem_conv/kernel", "stem_conv1/kernel"):
             shape = shapes.get(scheme.key(path), ())
-            if len(shape) == 4:
+            if len(shape) == 4 and all(shape):  # without values any number can be claimed
                 return shape[1 if scheme.transposed else 2]
     return None
 

@@ -79,7 +79,7 @@ def read(
         ) from error
 
 
-def _content(path, sha256=None):
+def _content(path, sha256):
     given, path = os.fspath(path), pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
