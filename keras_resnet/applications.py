@@ -24,7 +24,7 @@ Args:
         `None` or odd, channels any number. Default: `{input_shape}`, or `(None, None, 3)`
         without the top.
     pooling: Without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
-    classes: Number of classes, at least 1.
+    classes: Number of classes, at least 1. Default: that of the weights, or {classes}.
     classifier_activation: Activation of the classifier; `None` gives logits. Always float32.
     name: Name of the model.
     shortcut: `"zero_padding"`, `"projection"` or `"projection_all"`: the paper's options A, B
@@ -82,7 +82,7 @@ def _constructor(name: str, variant_name: str):
         input_tensor=None,
         input_shape=None,
         pooling=None,
-        classes=variant.classes,
+        classes=None,
         classifier_activation="softmax",
         name=variant.name,
         **options,
@@ -118,6 +118,7 @@ def _constructor(name: str, variant_name: str):
         output_strides=", ".join(map(str, output_strides(variant))),
         constructor=name,
         variant=variant_name,
+        classes=variant.classes,
     )
     return constructor
 

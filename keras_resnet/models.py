@@ -154,6 +154,7 @@ def build(
         for block, geometry in enumerate(geometries, start=1):
             x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
     of_weights = weight_set.classes if weight_set else None
+    head = include_top and (classes is None or of_weights in (None, classes))
     classes = classes or of_weights or variant.classes
     x = _head(x, variant, include_top, pooling, classes, classifier_activation)
 
@@ -161,8 +162,8 @@ def build(
     preprocessing = record.adapted(size=size, channels=channels)
     model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
     if weight_set:
-        head = include_top and of_weights in (None, classes)
         _load(model, weight_set, head=head, include_top=include_top, classes=classes)
+        model.preprocessing = preprocessing  # the set's, whatever its file says
     return model
 
 

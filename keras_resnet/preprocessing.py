@@ -106,7 +106,8 @@ class Preprocessing:
         The very pixels of torchvision's and timm's evaluation on Pillow images, but for two cases:
         images that have the right size already are taken for prepared ones, as pipelines and
         exports hand them over, and stay as they are; and those that would be smaller than the crop
-        are enlarged instead of framed in black. Without `antialias` Keras resizes.
+        are enlarged, in their proportions, instead of framed in black. Without `antialias` Keras
+        resizes.
 
         Args:
             images: Tensor or array of shape `([batch,] height, width, channels)` with static
@@ -122,13 +123,25 @@ class Preprocessing:
             return _as_float32(images)
         if self.resize_size is None:
             return self.resize_to(images, self.size)
-        # The longer side is rounded down, and half a pixel of the margin to the even side.
-        sides = [
-            max(self.resize_size * side // min(given), crop) for side, crop in zip(given, self.size)
-        ]
+        sides = self.sides_before_crop(*given)
+        # Half a pixel of the margin goes to the even side.
         top, left = (round((side - crop) / 2) for side, crop in zip(sides, self.size))
         images = self.resize_to(images, sides)
         return images[..., top : top + self.size[0], left : left + self.size[1], :]
+
+    def sides_before_crop(self, height, width, maximum=max):
+        """Height and width in pixels to which an image is resized, in its proportions.
+
+        Its shorter side becomes `resize_size`, or more where `size` would not fit in; the other
+        side is rounded down.
+
+        Args:
+            height: Of the image; an integer, or a scalar tensor.
+            width: Likewise.
+            maximum: Of two of them.
+        """
+        tall, wide = (max(self.resize_size, side) for side in self.size)
+        return [maximum(tall * side // height, wide * side // width) for side in (height, width)]
 
     def __call__(self, images):
         """`normalize(resize(images))`."""
@@ -219,6 +232,8 @@ def preprocess_input(images, model, *, keep_fitting: bool = False):
         each = [
             preprocess_input(image, preprocessing, keep_fitting=keep_fitting) for image in images
         ]
+        if not each:
+            return np.zeros((0, *preprocessing.size, len(preprocessing.mean)), "float32")
         return keras.ops.stack(each) if keras.ops.is_tensor(each[0]) else np.stack(each)
     channels = len(preprocessing.mean)
     if hasattr(images, "convert"):  # of Pillow, which this package does not need

@@ -83,9 +83,10 @@ def test_ten_crops_are_the_corners_and_the_centre_of_the_whole_image(height, wid
     np.testing.assert_allclose(five, expected[:5], atol=1e-4)
 
 
-def test_the_centre_of_ten_crops_is_the_single_crop():
+@pytest.mark.parametrize("size", [(16, 16), (16, 36)])
+def test_the_centre_of_ten_crops_is_the_single_crop(size):
     image = random_images(1, 30, 45, 3)[0]
-    preprocessing = dataclasses.replace(IMAGENET, size=(16, 16), resize_size=20)
+    preprocessing = dataclasses.replace(IMAGENET, size=size, resize_size=20)
     views = crops.ten_crop(image, preprocessing=preprocessing)
     np.testing.assert_allclose(views[4], preprocessing(image), atol=1e-4)
 

@@ -14,7 +14,7 @@ from exported import IMAGES, LABELS, PREPROCESSING, RAW, contents, make_model, r
 
 import keras_resnet
 from keras_resnet import export
-from keras_resnet.export import ExportMismatch, Tolerance
+from keras_resnet.export import ExportMismatch, Tolerance, signatures
 
 # The functions of these modules hide the modules themselves behind their names.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
@@ -96,6 +96,14 @@ def test_saved_model_resizes_as_the_preprocessing_does(model, tmp_path, resize_s
     )
     assert report.examples == len(sizes)
     assert report.max_probability_difference < 1e-5
+
+
+@pytest.mark.parametrize("given", [(50, 31), (16, 30), (9, 12)])
+def test_images_that_do_not_cover_the_crop_keep_their_proportions(given):
+    preprocessing = dataclasses.replace(PREPROCESSING, size=(16, 24), resize_size=18)
+    images = np.random.default_rng(2).integers(0, 256, (2, *given, 3)).astype("float32")
+    received = signatures.resize(tf.constant(images), preprocessing)
+    np.testing.assert_array_equal(received, preprocessing.resize(images))
 
 
 def test_saved_model_of_any_input_size_only_normalizes(model, tmp_path):

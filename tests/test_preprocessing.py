@@ -110,6 +110,7 @@ def test_pillow_images_and_lists_of_them():
         np.testing.assert_array_equal(result, expected)
     grey = IMAGENET.adapted(channels=1)
     assert preprocess_input(images[0], grey).shape == (224, 224, 1)
+    assert preprocess_input([], grey).shape == (0, 224, 224, 1)
 
 
 @pytest.mark.parametrize("channels", [3, 4, 6, 7])
@@ -212,9 +213,19 @@ def test_bicubic_stays_within_what_an_image_can_be():
     assert result.max() == 255
 
 
-def test_crop_larger_than_the_shorter_side_still_fits():
-    record = Preprocessing(size=(64, 64), resize_size=32)
-    assert record(photo(50, 70)[np.newaxis]).shape == (1, 64, 64, 3)
+@pytest.mark.parametrize(
+    ("size", "given", "resized", "corner"),
+    [
+        ((64, 64), (50, 70), (64, 89), (0, 12)),
+        ((40, 64), (60, 60), (64, 64), (12, 0)),
+        ((40, 64), (60, 90), (48, 72), (4, 4)),
+    ],
+)
+def test_a_crop_larger_than_the_image_keeps_its_proportions(size, given, resized, corner):
+    record, image = Preprocessing(size=size, resize_size=48), photo(*given)
+    expected = pil_resize(image, resized, "bilinear")
+    expected = expected[corner[0] :, corner[1] :][: size[0], : size[1]]
+    np.testing.assert_array_equal(record.resize(image), expected)
 
 
 def test_single_image_and_batch_agree():

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import runpy
+import struct
 import sys
 
 import keras
@@ -18,6 +19,7 @@ from keras_resnet.weights import (
     find_weights,
     get_weight_set,
     list_weights,
+    load_weights,
     read_metadata,
     registry,
     save_torch,
@@ -81,7 +83,7 @@ def test_every_file_can_be_told_from_others_and_may_be_sold():
         ("resnet50v2", "a1h_in1k", 0.81398),
         ("resnet101v2", "a1h_in1k", 0.8210),
         ("resnet152v2", "v2_keras", 0.780),
-        ("resnet50d", "a1_in1k", 0.8068),
+        ("resnet50d", "ra4_e3600_r224_in1k", 0.80952),
         ("se_resnet50", "ra2_in1k", 0.8026),
     ],
 )
@@ -151,6 +153,10 @@ def test_the_table_is_one_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["weights", "resnet34"])
     runpy.run_module("keras_resnet.weights", run_name="__main__")
     assert capsys.readouterr().out.strip() == str(list_weights("resnet34"))
+    monkeypatch.setattr(sys, "argv", ["weights", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("keras_resnet.weights", run_name="__main__")
+    assert "usage: python -m keras_resnet.weights [-h] [NETWORK ...]" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["weights", "resnet_34"])
     with pytest.raises(SystemExit, match="Did you mean 'resnet34'"):
         runpy.run_module("keras_resnet.weights", run_name="__main__")
@@ -257,7 +263,8 @@ def by_hand(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("processor", "expected"), PROCESSORS)
 def test_a_repository_of_transformers_is_understood(by_hand, processor, expected):
     names = {str(index): f"class {index}" for index in range(7)}
-    put(by_hand, config={"id2label": names}, preprocessor_config=processor)
+    usual = {"hidden_act": "relu", "downsample_in_bottleneck": False}
+    put(by_hand, config={"id2label": names} | usual, preprocessor_config=processor)
     row = find_weights("resnet50", "hf://somebody/theirs")
     assert row.classes == 7
     assert row.preprocessing == dataclasses.replace(keras_resnet.IMAGENET, **expected)
@@ -280,12 +287,30 @@ def test_a_repository_for_another_network_is_refused(by_hand):
 
 
 @pytest.mark.parametrize(
-    "config", [[1], {"pretrained_cfg": 3}, {"id2label": 3}, {"pretrained_cfg": {"std": [0]}}]
+    "config",
+    [
+        [1],
+        {"pretrained_cfg": 3},
+        {"id2label": 3},
+        {"pretrained_cfg": {"std": [0]}},
+        {"pretrained_cfg": {"crop_mode": "squash"}},
+        # Of transformers, with the names and shapes of all others.
+        {"downsample_in_bottleneck": True},
+        {"downsample_in_first_stage": True},
+        {"hidden_act": "gelu"},
+    ],
 )
 def test_a_repository_of_another_kind_is_refused(by_hand, config):
     put(by_hand, config=config)
     with pytest.raises(ValueError, match="describes its network in another way"):
         find_weights("resnet50", "hf://somebody/theirs")
+
+
+@pytest.mark.parametrize("weights", [True, 18, b"tv_in1k"])
+def test_what_names_no_weights_is_refused(weights):
+    """Such as `pretrained=True` of other libraries."""
+    with pytest.raises(ValueError, match=r"Unknown `weights`. Expected None, a tag, .* Received: "):
+        keras_resnet.ResNet18(weights=weights)
 
 
 @pytest.mark.parametrize("name", ["nope.safetensors", "no/such", "{folder}"])
@@ -351,6 +376,12 @@ def test_a_file_says_how_many_classes_and_which_images(own):
     assert other.preprocessing == expected
     for old, new in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(new, old)
+    larger = keras_resnet.CifarResNet(8, input_shape=(24, 24, 1), classes=2)
+    with pytest.raises(ValueError, match="not those of this network"):
+        load_weights(larger, path)
+    assert larger.preprocessing == keras_resnet.CIFAR10.adapted(size=(24, 24), channels=1)
+    load_weights(larger, path, head=False, strict=False)
+    assert larger.preprocessing == expected.adapted(size=(24, 24), channels=1)
 
 
 @pytest.mark.parametrize("options", [{"classes": 4}, {"include_top": False}])
@@ -361,6 +392,31 @@ def test_a_file_of_other_classes_gives_its_backbone(own, options):
     for weight in model.weights:
         if not weight.path.startswith(("predictions", "stem_conv")):
             np.testing.assert_array_equal(others[weight.path], weight)
+
+
+@pytest.mark.parametrize("save", [save_weights, save_torch])
+def test_a_backbone_gets_a_new_classifier_where_classes_are_named(save, tmp_path, capsys):
+    """Of files that say nothing, as many channels as the first convolution sees."""
+    path, images = tmp_path / "grey.safetensors", {"input_shape": (12, 12, 1)}
+    backbone = keras_resnet.CifarResNet(8, include_top=False, **images)
+    save(backbone, path)
+    model = keras_resnet.CifarResNet(8, weights=path, classes=4, **images)
+    assert (model.input_shape, model.output_shape) == ((None, 12, 12, 1), (None, 4))
+    stem = model.get_layer("stem_conv").kernel
+    np.testing.assert_array_equal(stem, backbone.get_layer("stem_conv").kernel)
+    coloured = keras_resnet.CifarResNet(8, weights=path, classes=4, **SMALL)
+    np.testing.assert_allclose(np.sum(coloured.get_layer("stem_conv").kernel, 2), stem[:, :, 0])
+    with pytest.raises(ValueError, match="or with `classes` for a new one"):
+        keras_resnet.CifarResNet(8, weights=path, **images)
+    says_nothing = "grey.safetensors does not say how its images are preprocessed: as for cifar_"
+    assert (says_nothing in capsys.readouterr().err) == (save is save_torch)
+
+
+def test_channels_that_are_only_claimed_are_not_believed(tmp_path):
+    header = b'{"conv1.weight":{"dtype":"F32","shape":[0,1099511627776,3,3],"data_offsets":[0,0]}}'
+    (tmp_path / "hostile.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match="are not those of this network"):
+        keras_resnet.CifarResNet(8, weights=tmp_path / "hostile.safetensors")
 
 
 def test_a_saved_model_of_another_network_is_refused(own):
@@ -446,7 +502,12 @@ def test_spread_kernels_against_float64():
     np.testing.assert_allclose(four, [red / 2, green, blue, red / 2], atol=1e-6)
 
 
-def test_one_channel_and_other_classes_at_once():
+def test_one_channel_and_other_classes_at_once_and_again(tmp_path):
     model = keras_resnet.CifarResNet20(weights="cifar10", input_shape=(8, 8, 1), classes=3)
     assert (model.input_shape, model.output_shape) == ((None, 8, 8, 1), (None, 3))
     assert model.preprocessing.mean == pytest.approx([np.mean(keras_resnet.CIFAR10.mean)])
+    save_weights(model, tmp_path / "mine.safetensors")
+    again = keras_resnet.CifarResNet20(weights=tmp_path / "mine.safetensors")
+    assert (again.input_shape, again.output_shape) == (model.input_shape, model.output_shape)
+    for old, new in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(new, old)

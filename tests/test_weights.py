@@ -118,6 +118,14 @@ def test_both_sides_are_named_and_nothing_is_changed(saved, options, message):
         np.testing.assert_array_equal(old, new)
 
 
+def test_members_of_an_ensemble_are_not_lost(model, saved, tmp_path):
+    both = keras_resnet.ensemble([model, model])
+    for act in (lambda: save_weights(both, tmp_path / "both"), lambda: load_weights(both, saved)):
+        with pytest.raises(ValueError, match=r"'ensemble', twice: stem_conv/kernel.*one by one"):
+            act()
+    assert not (tmp_path / "both").exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 64, None])
 def test_a_damaged_file_is_an_error(model, saved, damage):
     saved.write_bytes(saved.read_bytes()[:-1] if damage is None else damage)
@@ -180,6 +188,8 @@ def test_weights_by_tag_fit_other_heads_and_sizes():
     [
         ({"weights": "imagenet"}, "Expected one of cifar10, None, hf://OWNER/NAME, the path of a"),
         ({"shortcut": "projection"}, "only the network has: stage2_block1_shortcut"),
+        ({"shortcut": "none"}, "another graph.* Build the network with shortcut='zero_padding'"),
+        ({"activation_order": "relu_before_addition"}, "with activation_order='original'"),
     ],
 )
 def test_weights_by_tag_refuse_what_does_not_fit(arguments, message):

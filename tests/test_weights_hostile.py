@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 
 import h5py
 import numpy as np
@@ -166,12 +167,18 @@ def test_what_hdf5_does_to_its_process_stays_there(model, script, message, tmp_p
 
 
 def test_hdf5_may_only_use_memory_in_proportion(tmp_path):
-    """What a few bytes make the C library allocate ends in an error, not with the machine."""
+    """What a few bytes make the C library allocate ends in an error, not with the machine.
+
+    What was reserved before does not count: numerical libraries do so for every core.
+    """
     script = (
-        f"import runpy; m = runpy.run_path({hdf5.__file__!r}); m['_limit_memory'](1000)\n"
+        "import mmap, runpy; reserved = mmap.mmap(-1, 3 * 2**30)\n"
+        f"m = runpy.run_path({hdf5.__file__!r}); m['_limit_memory'](1000)\n"
+        "print(len(bytearray(10**8)))\n"
         "bytearray(3 * 2**30)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "100000000"
     assert "MemoryError" in result.stderr
 
 
@@ -236,6 +243,39 @@ def test_a_whole_keras_model_names_its_own_way(model, tmp_path):
 
 
 @pytest.mark.usefixtures("untouched")
+def test_a_whole_keras_model_is_trusted_no_more_than_others(model, tmp_path, monkeypatch):
+    path = tmp_path / "whole.keras"
+    model.save(path)
+    with pytest.raises(ValueError, match=r"was changed. Expected sha256 00"):
+        load_weights(model, path, sha256="00")
+    with pytest.raises(FileNotFoundError, match="There is no such file of weights"):
+        load_weights(model, tmp_path / "other.keras")
+    for kind in (b'"Lambda"', b'"Unheard"'):  # no layer is made, whatever it would execute
+        rewrite(path, lambda content, kind=kind: content.replace(b'"ReLU"', kind))
+        assert load_weights(model, path).loaded
+    (tmp_path / "reader.py").write_text("import os; os.abort()")
+    with monkeypatch.context() as patch:  # HDF5 is read in another process
+        patch.setattr(hdf5, "__file__", str(tmp_path / "reader.py"))
+        with pytest.raises(ValueError, match="HDF5 crashes on it, code -6"):
+            load_weights(model, path)
+    rewrite(path, lambda content: content + b" " * 10**7, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="unpack to more than the file has"):
+        load_weights(model, path)
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"cannot be read.* of format 'keras'"):
+        load_weights(model, path)
+
+
+def rewrite(path, change, packing=zipfile.ZIP_STORED):
+    """Another configuration in a whole model's archive."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, content in files.items():
+            archive.writestr(name, change(content) if name == "config.json" else content)
+
+
+@pytest.mark.usefixtures("untouched")
 def test_formats_that_are_not_known_are_listed(model, tmp_path):
     (tmp_path / "weights.xyz").write_bytes(b"what is this")
     with pytest.raises(ValueError, match=r"Expected a file of format safetensors, torch, keras"):
@@ -294,10 +334,13 @@ def test_mutated_caffe_files_load_or_are_refused(counts, tmp_path):
     assert min(loaded, refused) > counts / 20
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5", ".keras"])
 def test_mutated_hdf5_files_load_or_are_refused(model, suffix, tmp_path):
     path = tmp_path / f"mutated{suffix}"
-    model.save_weights(path) if suffix == ".weights.h5" else write_legacy(model, path)
+    if suffix == ".h5":
+        write_legacy(model, path)
+    else:
+        (model.save if suffix == ".keras" else model.save_weights)(path)
     assert sum(fuzz(model, path, 8)) == 8  # each starts a process; below, one reads many files
 
 

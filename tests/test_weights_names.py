@@ -438,7 +438,9 @@ def test_keras_applications_needs_its_strides(theirs, tmp_path):
         load_weights(ours, tmp_path / "theirs.h5")
 
 
-def test_our_own_weights_of_keras_format_are_read(tmp_path):
+@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+def test_our_own_weights_of_keras_format_are_read(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
     model = randomized(build(NETWORKS["torchvision"]))
     model.save_weights(tmp_path / "own.weights.h5")
     again = build(NETWORKS["torchvision"])

@@ -220,8 +220,9 @@ def ten_crop(image, *, preprocessing: Preprocessing, mirror: bool = True):
         # Normalised, the mean colour is zero.
         image = tf.pad(image, [(border, border), (border, border), (0, 0)])
     else:
-        sides = _with_shorter(image, preprocessing.resize_size)
-        image = _resized(image, tf.maximum(sides, size), preprocessing)
+        given = tf.unstack(tf.shape(image)[:2])
+        sides = tf.stack(preprocessing.sides_before_crop(*given, tf.maximum))
+        image = _resized(image, sides, preprocessing)
     bottom, right = tf.unstack(tf.shape(image)[:2] - size)
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = [tf.image.crop_to_bounding_box(image, *corner, *size) for corner in corners]

@@ -52,8 +52,8 @@ def fit(images, preprocessing: Preprocessing):
     sides = size
     if preprocessing.resize_size is not None:
         given = tf.shape(images)[-3:-1]
-        sides = preprocessing.resize_size * given // tf.reduce_min(given)
-        sides = tf.where(tf.reduce_all(given == size), size, tf.maximum(sides, size))
+        sides = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
+        sides = tf.where(tf.reduce_all(given == size), size, sides)
     images = resize_as(images, sides, preprocessing)
     margin = tf.cast(sides - size, tf.float64) / 2
     top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half goes to the even side

@@ -119,8 +119,7 @@ def resize(images, preprocessing: Preprocessing):
     def resized():
         target = size
         if preprocessing.resize_size is not None:
-            target = preprocessing.resize_size * given // tf.reduce_min(given)
-            target = tf.maximum(target, size)
+            target = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
         if preprocessing.antialias:
             sides = tuple(tf.unstack(target))
             scaled = resampling.resize(images, sides, preprocessing.interpolation)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 
 import keras
 import numpy as np
@@ -37,6 +36,9 @@ def save_weights(
         model: A built model.
         path: Where, ending in `.safetensors`.
         metadata: What the file shall say of itself besides.
+
+    Raises:
+        ValueError: If two weights have the same path, as those of an ensemble. Nothing is written.
     """
     tensors = {
         name: keras.ops.convert_to_numpy(weight) for name, weight in weights_by_path(model).items()
@@ -47,15 +49,15 @@ def save_weights(
         about["preprocessing"] = json.dumps(preprocessing.to_dict())
     if "predictions/bias" in tensors:
         about["classes"] = str(tensors["predictions/bias"].shape[0])
-    about |= _graph_of(model) | (metadata or {})
+    if getattr(model, "variant", None) is not None:
+        about |= _graph(vars(model.variant))
+    about |= metadata or {}
     pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
 
 
-def _graph_of(model):
-    """What of a graph no weight shows, as metadata; nothing of a model without `variant`."""
-    if getattr(model, "variant", None) is None:
-        return {}
-    return {"graph": json.dumps({field: getattr(model.variant, field) for field in _GRAPH})}
+def _graph(fields):
+    """What of a graph no weight shows, as metadata, out of the fields of a `Variant`."""
+    return {"graph": json.dumps({field: fields[field] for field in _GRAPH if field in fields})}
 
 
 def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
@@ -120,6 +122,9 @@ def load_weights(
     names. The model then computes what the source's does: another epsilon of batch normalisation
     goes into the moving variance, a bias in front of it into the moving mean.
 
+    Where the file says how its images are preprocessed, as those of `save_weights` and `.keras` do,
+    so does `model.preprocessing` then, at the model's size.
+
     Strides and pools have no weights: a file is refused where `model.variant` has them elsewhere
     than the library that its names are of. Nor have zero-padded shortcuts: of PyTorch's CIFAR
     networks, `shortcut_padding` must say which they have.
@@ -153,23 +158,39 @@ def load_weights(
         FileNotFoundError: If there is no such file.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    is_model = format == "auto" and pathlib.Path(source).suffix == ".keras"
-    if is_model:
-        tensors, about = _of_model(source)
-    else:
-        tensors, about = formats.read(source, format, sha256), _metadata_of_any(source)
+    tensors, about = formats.read(source, format, sha256), _metadata_of_any(source)
     values, report = match(tensors, model, head=head, strict=strict, source=source)
     if "graph" in about and report.scheme == SCHEMES[0].name:
         _check_own_graph(about["graph"], model, source)
     stated = about.get(padding.METADATA)
     padding.absorb_padding(values, model, report.scheme, shortcut_padding, stated, source)
+    preprocessing = _preprocessing_for(model, about, source)
     weights = weights_by_path(model)
     for path, value in values.items():
         weights[path].assign(value)
+    if preprocessing is not None and report.loaded:
+        model.preprocessing = preprocessing
     return report
 
 
+def _preprocessing_for(model, about, source):
+    """The file's record at the model's size and channels; `None` if either has none."""
+    own = getattr(model, "preprocessing", None)
+    if "preprocessing" not in about or not isinstance(own, Preprocessing):
+        return None
+    record = _record(json.loads, about["preprocessing"], source)
+    size = None if None in model.input_shape[1:] else own.size
+    return record.adapted(size=size, channels=len(own.mean))
+
+
 def _metadata_of_any(source):
+    """What a file says of itself; of a model saved by Keras, what `save_weights` would say."""
+    if formats.is_model(source):
+        config = formats.read_config(source)
+        about = _graph(config["variant"]) if isinstance(config.get("variant"), dict) else {}
+        if config.get("preprocessing"):
+            about["preprocessing"] = json.dumps(config["preprocessing"])
+        return about
     try:
         return read_metadata(source)
     except safetensors.SafetensorError:  # a file of another format
@@ -201,10 +222,17 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a file says of its network; `None` for what it does not say."""
+    """What a file says of its network; `None` for what it does not say.
 
-    classes: int | None
+    Args:
+        classes: Number of classes; 0 without a classifier.
+        preprocessing: What its images go through.
+        channels: Number of channels of its images.
+    """
+
+    classes: int
     preprocessing: Preprocessing | None
+    channels: int | None = None
 
 
 def describe(path: str | os.PathLike) -> About:
@@ -214,14 +242,14 @@ def describe(path: str | os.PathLike) -> About:
         path: A file that `load_weights` reads.
 
     Returns:
-        The number of classes, from the shape of the classifier; and the preprocessing of files of
-        `save_weights` and of models saved by Keras.
+        The number of classes, from the shape of the classifier, that of channels, from the shape of
+        the stem; and the preprocessing of files of `save_weights` and of models saved by Keras.
 
     Raises:
         ValueError: If the file is damaged.
         ImportError: If the package that reads the format is missing: torch or protobuf.
     """
-    if pathlib.Path(path).suffix == ".keras":
+    if formats.is_model(path):
         return _about_model(path)
     try:  # without its values, which take long to read
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -229,17 +257,26 @@ def describe(path: str | os.PathLike) -> About:
             preprocessing = (file.metadata() or {}).get("preprocessing")
     except safetensors.SafetensorError:
         shapes, preprocessing = {}, None
-    classes = _classes(shapes)
-    if classes is None:  # of another format, or by names with a prefix
-        tensors = formats.read(path)
-        classes = _classes({name: tensor.shape for name, tensor in tensors.items()})
-    return About(classes, preprocessing and _record(json.loads, preprocessing, path))
+    if not _classes(shapes):  # of another format, or by names with a prefix
+        shapes = {name: tensor.shape for name, tensor in formats.read(path).items()}
+    record = preprocessing and _record(json.loads, preprocessing, path)
+    return About(_classes(shapes), record, _channels(shapes))
 
 
 def _classes(shapes):
     """The length of the classifier's bias, by the first library that calls one so."""
     keys = [scheme.key("predictions/bias") for scheme in SCHEMES]
-    return next((shapes[key][-1] for key in keys if shapes.get(key)), None)
+    return next((shapes[key][-1] for key in keys if shapes.get(key)), 0)
+
+
+def _channels(shapes):
+    """What the first convolution sees, by the first library that calls one so."""
+    for scheme in SCHEMES:
+        for path in ("stem_conv/kernel", "stem_conv1/kernel"):
+            shape = shapes.get(scheme.key(path), ())
+            if len(shape) == 4 and all(shape):  # without values any number can be claimed
+                return shape[1 if scheme.transposed else 2]
+    return None
 
 
 def _record(read, content, path):
@@ -253,30 +290,11 @@ def _record(read, content, path):
 
 
 def _about_model(path):
+    config = formats.read_config(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-        heads = [layer for layer in config["layers"] if layer["config"]["name"] == "predictions"]
-        classes = heads[0]["config"]["units"] if heads else None
-    except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
-        raise _not_a_model(path, error) from error
+        layers = [layer["config"] for layer in config["layers"]]
+        classes = next((layer["units"] for layer in layers if layer["name"] == "predictions"), 0)
+    except (LookupError, TypeError) as error:
+        raise formats.not_a_model(path, error) from error
     preprocessing = config.get("preprocessing")
     return About(classes, preprocessing and _record(dict, preprocessing, path))
-
-
-def _of_model(path):
-    """The weights of a whole model by their paths, and what `save_weights` would say of it."""
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever Keras meets in a file of others
-        raise _not_a_model(path, error) from error
-    weights = weights_by_path(model).items()
-    tensors = {name: keras.ops.convert_to_numpy(weight) for name, weight in weights}
-    return tensors, _graph_of(model)
-
-
-def _not_a_model(path, error):
-    return ValueError(
-        "The model cannot be read. Expected an undamaged file of `model.save`. "
-        f"Received: {os.fspath(path)!r} ({error})."
-    )

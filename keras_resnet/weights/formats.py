@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -54,7 +55,8 @@ def read(
 
     Args:
         path: The file.
-        format: `"safetensors"`, `"torch"`, `"keras"` (HDF5), `"caffe"`; `"auto"` looks at the file.
+        format: `"safetensors"`, `"torch"`, `"keras"` (HDF5, and whole models, `.keras`), `"caffe"`;
+            `"auto"` looks at the file.
         sha256: What the hash of the file must be; checked before anything interprets it.
 
     Raises:
@@ -99,7 +101,35 @@ def _content(path, sha256):
     return content
 
 
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether a file is a whole model of Keras, by its name."""
+    return pathlib.Path(path).suffix.lower() == ".keras"
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """The configuration of a whole model of Keras.
+
+    Raises:
+        ValueError: If the file is damaged, or none.
+    """
+    try:
+        with _archive(path, os.path.getsize(path)) as archive:
+            return dict(json.loads(archive.read("config.json"))["config"])
+    except Exception as error:  # whatever is met in a file of others
+        raise not_a_model(path, error) from error
+
+
+def not_a_model(path: str | os.PathLike, error: Exception) -> ValueError:
+    """The error for a damaged file of a whole model of Keras, for the caller to raise."""
+    return ValueError(
+        "The model cannot be read. Expected an undamaged file of `model.save`. "
+        f"Received: {os.fspath(path)!r} ({error})."
+    )
+
+
 def _format(path, content):
+    if is_model(path):
+        return "keras"
     if content.startswith(b"PK") and _is_keras_archive(content):
         raise ValueError(
             "A whole Keras model is no file of weights. Expected a file of format "
@@ -149,12 +179,27 @@ def _safetensors(content):
     return tensors
 
 
+def _archive(file, size):
+    """A zip file of so many bytes."""
+    archive = zipfile.ZipFile(file)
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        archive.close()
+        raise ValueError("its archive claims to unpack to more than the file has")
+    return archive
+
+
+def _keras(content):
+    """Of a file of weights, or of that in the archive which a whole model is."""
+    if content.startswith(b"PK"):
+        with _archive(io.BytesIO(content), len(content)) as archive:
+            content = archive.read("model.weights.h5")
+    return _safetensors(hdf5.read(content))
+
+
 def _torch(content):
     torch = importlib.import_module("torch")
     if content.startswith(b"PK"):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > len(content):
-                raise ValueError("its archive claims to unpack to more than the file has")
+        _archive(io.BytesIO(content), len(content)).close()
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
         inner = [state[key] for key in _WRAPPERS if key in state] if _is_dict(state) else []
@@ -188,7 +233,7 @@ _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 _READERS = {
     "safetensors": _safetensors,
     "torch": _torch,
-    "keras": lambda content: _safetensors(hdf5.read(content)),
+    "keras": _keras,
     "caffe": caffe.extract,
 }
 

@@ -76,8 +76,16 @@ def extract(content: bytes) -> dict:
             name = _name(path, dataset)
             if name in tensors:
                 raise ValueError(f"{name} is there twice")
-            tensors[name] = dataset[()].astype(np.result_type(dataset.dtype, "float32"))
+            values = dataset[()]
+            if _is_bfloat16(dataset):  # the upper half of a float32
+                values = (values.view("<u2").astype("<u4") << 16).view("<f4")
+            tensors[name] = values.astype(np.result_type(values.dtype, "float32"))
     return tensors
+
+
+def _is_bfloat16(dataset):
+    """HDF5 has no such type: Keras writes the bytes, and beside them what they are."""
+    return dataset.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16"
 
 
 def _datasets(group):
@@ -88,7 +96,9 @@ def _datasets(group):
 
     def visit(path, entry):
         is_state = path.startswith("optimizer")
-        if isinstance(entry, h5py.Dataset) and entry.dtype.kind == "f" and not is_state:
+        if not isinstance(entry, h5py.Dataset) or is_state:
+            return
+        if entry.dtype.kind == "f" or _is_bfloat16(entry):
             found.append((path, entry))
 
     group.visititems(visit)
@@ -111,7 +121,10 @@ def _limit_memory(size):
     if sys.platform == "linux":
         import resource
 
-        most = _MEMORY_FACTOR * size + _MEMORY_BYTES
+        # Libraries reserve addresses for each core before they begin: on large machines, gigabytes.
+        with open("/proc/self/statm") as file:
+            reserved = int(file.read().split()[0]) * resource.getpagesize()
+        most = reserved + _MEMORY_FACTOR * size + _MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 

@@ -44,12 +44,22 @@ class LoadReport:
 
 
 def weights_by_path(model: keras.Model) -> dict:
-    """The variables of a model by path, without the states of random generators."""
-    return {
-        weight.path: weight
-        for weight in model.weights
-        if keras.backend.is_float_dtype(weight.dtype)
-    }
+    """The variables of a model by path, without the states of random generators.
+
+    Raises:
+        ValueError: If two have the same path, as in an ensemble: one of them would be lost.
+    """
+    weights = [weight for weight in model.weights if keras.backend.is_float_dtype(weight.dtype)]
+    by_path = {weight.path: weight for weight in weights}
+    if len(by_path) < len(weights):
+        paths = [weight.path for weight in weights]
+        twice = [path for path in by_path if paths.count(path) > 1]
+        raise ValueError(
+            "The weights of the model cannot be told apart. Expected a path of its own for each. "
+            f"Received: {model.name!r}, {_some('twice', twice)}. Save its members one by one, or "
+            "the whole by model.save(path)."
+        )
+    return by_path
 
 
 def match(
@@ -81,7 +91,7 @@ def match(
         tensors = _without(tensors, scheme.layer("predictions"))
     values, report = _convert(scheme, tensors, weights, model)
     if strict and (report.unused or report.missing or report.mismatched):
-        remedy = " Leave the classifier out by head=False." if _is_of_heads(report, scheme) else ""
+        remedy = _HEADLESS if _is_of_heads(report, scheme) else ""
         error = ValueError(
             f"The weights of {os.fspath(source)!r} are not those of this network. Expected the "
             f"same names and shapes. Received: {report.difference}.{remedy}"
@@ -92,6 +102,12 @@ def match(
     values = {path: _cast(value, weights[path]) for path, value in values.items()}
     _check_numbers(values, source)
     return values, report
+
+
+_HEADLESS = (
+    " Leave the classifier out: of constructors by include_top=False, or with `classes` for a new "
+    "one; else by head=False."
+)
 
 
 def _is_of_heads(report, scheme):

@@ -76,6 +76,11 @@ def find_weights(variant: str | Variant, weights: str | os.PathLike | None) -> W
     """
     if weights is None:
         return None
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ValueError(
+            "Unknown `weights`. Expected None, a tag, the path of a file or an address "
+            f"{HUB}OWNER/NAME. Received: {weights!r}. `weights='imagenet'` takes the best."
+        )
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
     name, rows = os.fspath(weights), _of(variant.name)
@@ -108,20 +113,7 @@ def _of_repository(variant, address):
             f"The repository is for another network. Expected {timm_name(variant.name)!r}. "
             f"Received: {theirs!r} of {address!r}."
         )
-    if about.preprocessing is None:
-        print(
-            f"{address} does not say how its images are preprocessed: as for {variant.name}, "
-            "unless you set `model.preprocessing`.",
-            file=sys.stderr,
-        )
-    return WeightSet(
-        variant.name,
-        address,
-        (Source(address, store.file_of(address)),),
-        licence=None,
-        preprocessing=about.preprocessing or variant.preprocessing,
-        classes=about.classes,
-    )
+    return _described(variant, address, Source(address, store.file_of(address)), about)
 
 
 def _of_file(variant, path):
@@ -130,6 +122,18 @@ def _of_file(variant, path):
             if source.file == os.path.basename(path):
                 local = dataclasses.replace(source, address=path)
                 return dataclasses.replace(row, sources=(local,))
-    source, about = Source(path, os.path.basename(path)), describe(path)
-    preprocessing = about.preprocessing or variant.preprocessing
-    return WeightSet(variant.name, path, (source,), None, preprocessing, classes=about.classes)
+    about = describe(path)
+    usual = variant.preprocessing.adapted(channels=about.channels)
+    return _described(variant, path, Source(path, os.path.basename(path)), about, usual)
+
+
+def _described(variant, tag, source, about, usual=None):
+    """A set by what its repository or file says of itself."""
+    if about.preprocessing is None:
+        print(
+            f"{tag} does not say how its images are preprocessed: as for {variant.name}, "
+            "unless you set `model.preprocessing`.",
+            file=sys.stderr,
+        )
+    preprocessing = about.preprocessing or usual or variant.preprocessing
+    return WeightSet(variant.name, tag, (source,), None, preprocessing, classes=about.classes)

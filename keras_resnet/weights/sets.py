@@ -43,7 +43,7 @@ class WeightSet:
         sources: Where its file is, the best place first.
         licence: Name of the licence of the weights. `None`: not known.
         preprocessing: What its images go through; its size is that of the network.
-        classes: Number of classes. `None`: not known.
+        classes: Number of classes. `None`: not known; 0: without a classifier.
         accuracy: Published top-1 accuracy of single, central views, in [0, 1]. `None`: not known.
         made_by: Who trained it and how.
         options: Options of `keras_resnet.build` that the network needs for them.

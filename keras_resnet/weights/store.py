@@ -31,6 +31,12 @@ _CHUNK_BYTES = 2**20
 _ABANDONED_SECONDS = 3600
 # What reads a file, by its suffix, where the library itself does not.
 _READERS = {".pth": "torch"}
+# What the networks of transformers that are read have, and no weight shows.
+_GRAPH = {
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
 
 
 class Unavailable(Exception):
@@ -110,6 +116,11 @@ def read_repository(address: str) -> Repository:
             f"set {FOLDER} to the folder that holds them."
         ) from error
     try:
+        other = {
+            key: config[key] for key, value in _GRAPH.items() if config.get(key, value) != value
+        }
+        if other:
+            raise ValueError(f"a graph that no network here has: {other}")
         classes = config.get("num_classes") or len(config.get("id2label", ())) or None
         return Repository(config.get("architecture"), classes, _preprocessing(address, config))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -131,6 +142,8 @@ def _preprocessing(address, config):
 
 def _of_timm(images):
     """Timm's record; what it lacks is what timm takes then."""
+    if images.get("crop_mode", "center") != "center":
+        raise ValueError(f"crop_mode {images['crop_mode']!r}, where 'center' is read")
     size = tuple(images.get("input_size", (3, 224, 224))[1:])
     return Preprocessing(
         size=size,
