@@ -6,10 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from training import __main__ as command_line
+from training import evaluate, loop, records, tables
 from training.commands import console
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
@@ -143,6 +145,21 @@ def test_training_prints_its_results_and_what_to_do_next(trained):
         "--output saved_models/digits-resnet20-seed7"
     ) in output
     assert Image.open(run / "curves.png").width > 1000
+
+
+def test_names_of_any_kind_are_printed_as_they_are(trained, training_here, monkeypatch, capsys):
+    """A path can be typed again, and no part of a name is taken for a style."""
+    folder, _ = trained
+    record = records.read(folder / "runs" / "digits-resnet20-seed7")
+    monkeypatch.setattr(loop, "train", lambda *_, **__: record)
+    answer = training_here("train", record.recipe.name, "--run-dir", "my [bold] :dog:", cwd=folder)
+    assert "Curves: my [bold] :dog:/curves.png." in answer.stdout
+    assert "  python -m training evaluate 'my [bold] :dog:'\n" in answer.stdout
+    assert "export 'my [bold] :dog:' --output 'saved_models/my [bold] :dog:'\n" in answer.stdout
+    names = ("dog [red]", ":cat:")
+    console.print(tables.evaluation(evaluate.score(np.eye(2), [0, 1]), names, "[b] :dog:"))
+    table = capsys.readouterr().out
+    assert all(name in table for name in (*names, "[b] :dog:"))
 
 
 def test_evaluate_repeats_the_score(trained, training_here):
