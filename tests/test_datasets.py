@@ -258,6 +258,19 @@ def test_a_missing_version_is_missing_data(tfds_dir):
     )
 
 
+def test_a_damaged_file_of_a_tfds_dataset_is_said_to_be_one(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "grey", tmp_path / "grey")
+    (path,) = tmp_path.rglob("grey-train.*")
+    path.write_bytes(path.read_bytes()[:-10])
+    message = error_text("grey", data_dir=tmp_path)
+    assert message.startswith(
+        "The files of the dataset 'grey' cannot be read. Expected them as TFDS has prepared them "
+        f"in '{tmp_path}/grey/1.0.0'. Received: truncated record at "
+    )
+    path.unlink()
+    assert f"{path}; No such file or directory" in error_text("grey", data_dir=tmp_path)
+
+
 def test_an_unknown_name_gets_the_nearest():
     assert error_text("cifer10") == (
         "Unknown dataset. Expected 'digits', 'folder:PATH' or a name of "

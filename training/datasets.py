@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import sklearn.datasets
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_resnet.preprocessing import CIFAR10, IMAGENET, Preprocessing
@@ -149,6 +150,17 @@ def _folder_splits(root, parts, sizes):
 
 def _load_tfds(name, data_dir, validation_examples):
     builder = _prepared_builder(name, data_dir)
+    try:
+        return _load_prepared(name, builder, validation_examples)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"The files of the dataset {name!r} cannot be read. Expected them as TFDS has prepared "
+            f"them in {os.fspath(builder.data_dir)!r}. Received: "
+            f"{error.message.rpartition('}} ')[2]}. Copy them anew, or prepare them again."
+        ) from error
+
+
+def _load_prepared(name, builder, validation_examples):
     info = builder.info
     keys = info.supervised_keys or ()
     features = [info.features[key] for key in keys if isinstance(key, str)]
