@@ -169,6 +169,11 @@ def test_evaluate_repeats_the_score(trained, training_here):
     assert answer.returncode == 0, answer.stderr
     top1 = json.loads((run / "record.json").read_text())["results"]["test"]["top1"]
     assert f"{top1:.2%}" in answer.stdout
+    output = run / "record.json" / "mistakes"
+    answer = training_here("evaluate", str(run), "--output", str(output), cwd=folder)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("Error: A file cannot be written.")
+    assert f"{top1:.2%}" in answer.stdout
 
 
 def test_export_proves_every_file(trained, training_here):
@@ -212,8 +217,9 @@ def test_export_proves_every_file(trained, training_here):
             "Error: There is no run. Expected a directory with a record.json, as `train` makes "
             "it. Received: 'runs/nothing'",
         ),
+        (("list", "ResNet34"), "Received: 'ResNet34'. Did you mean 'resnet34'?"),
     ],
-    ids=["recipe", "replicas", "run"],
+    ids=["recipe", "replicas", "run", "list"],
 )
 def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message):
     answer = training_here(*arguments, cwd=tmp_path)
@@ -221,6 +227,13 @@ def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message
     assert answer.stderr.strip().endswith(message)
     assert "Traceback" not in answer.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["export", "publish"])
+def test_nothing_is_compared_on_no_images(training_here, command, tmp_path):
+    answer = training_here(command, "run", "--output", "file", "--images", "0", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "greater than or equal to 1" in answer.stderr
 
 
 def test_a_second_run_does_not_replace_the_first(trained, training_here):
