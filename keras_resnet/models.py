@@ -144,6 +144,7 @@ def build(
     stages = _stage_geometries(variant)
     record = weight_set.preprocessing if weight_set else variant.preprocessing
     inputs, x = _input(variant, record, include_top, input_tensor, input_shape)
+    size, channels = _size_and_channels(inputs, x)
 
     x = STEMS[variant.stem].draw(x, variant, variant.stem_filters or variant.filters[0])
     for stage, geometries in enumerate(stages, start=1):
@@ -157,7 +158,6 @@ def build(
     classes = classes or of_weights or variant.classes
     x = _head(x, variant, include_top, pooling, classes, classifier_activation)
 
-    size, channels = _size_and_channels(inputs)
     preprocessing = record.adapted(size=size, channels=channels)
     model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
     if weight_set:
@@ -264,9 +264,10 @@ def _input(variant, record, include_top, input_tensor, input_shape):
     return inputs, inputs
 
 
-def _size_and_channels(inputs):
-    """Height and width (`None` unless both are known), and channels."""
-    shape = keras.tree.flatten(inputs)[0].shape[1:]
+def _size_and_channels(inputs, x):
+    """Height and width (`None` unless both are known), and channels, of a model's images."""
+    # What is no image, or several at once, becomes one before the stem.
+    shape = (inputs if len(getattr(inputs, "shape", ())) == 4 else x).shape[1:]
     if keras.config.image_data_format() == "channels_first":
         shape = (*shape[1:], shape[0])
     *size, channels = shape
