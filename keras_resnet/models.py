@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 import sys
 
 import keras
@@ -155,7 +156,7 @@ def build(
         for block, geometry in enumerate(geometries, start=1):
             x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
     of_weights = weight_set.classes if weight_set else None
-    classes = classes or of_weights or variant.classes
+    classes = int(classes or of_weights or variant.classes)
     x = _head(x, variant, include_top, pooling, classes, classifier_activation)
 
     preprocessing = record.adapted(size=size, channels=channels)
@@ -198,8 +199,12 @@ def _load(model, weight_set: WeightSet, *, head, include_top, classes):
 def _check_arguments(include_top, pooling, classes):
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
-    if include_top and classes is not None and classes < 1:
-        raise ValueError(f"A classifier needs at least one class. Received: classes={classes}")
+    if not include_top or classes is None:
+        return
+    if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
+        raise ValueError(
+            f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"
+        )
 
 
 def output_strides(variant) -> list[int]:

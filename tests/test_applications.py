@@ -5,6 +5,7 @@ import pydoc
 import re
 
 import keras
+import numpy as np
 import pytest
 
 import keras_resnet
@@ -39,6 +40,14 @@ def test_every_named_network_has_a_constructor_and_builds_its_row():
     assert (model.variant, model.name) == (VARIANTS["cifar_plainnet32"], "cifar_plainnet32")
     assert keras_resnet.CifarResNet(depth=14).variant.blocks == (2, 2, 2)
     assert keras_resnet.CifarPlainNet(8, classes=3).output_shape == (None, 3)
+
+
+def test_numpy_s_integers_are_integers(tmp_path):
+    """As `labels.max() + 1` is one; what is saved holds none of them."""
+    model = keras_resnet.CifarResNet(np.int64(8), classes=np.int64(7))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert (loaded.name, loaded.output_shape) == ("cifar_resnet8", (None, 7))
 
 
 def test_positional_arguments_go_where_those_of_keras_applications_go():
@@ -92,7 +101,14 @@ REFUSED = [
         {"include_top": False, "pooling": "mean"},
         "Unknown `pooling`. Expected None, 'avg' or 'max'. Received: 'mean'",
     ),
-    ({"classes": 0}, "A classifier needs at least one class. Received: classes=0"),
+    *(
+        (
+            {"classes": classes},
+            "A classifier needs a whole number of classes, at least 1. Received: "
+            f"classes={classes!r}",
+        )
+        for classes in (0, 2.5, "10")
+    ),
     (
         {"shortcut": "projektion"},
         "Unknown shortcut. Expected one of zero_padding, projection, projection_all, none... "
