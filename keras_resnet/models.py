@@ -223,7 +223,7 @@ def _stage_geometries(variant) -> list[list[Geometry]]:
     if variant.output_stride not in (None, *possible):
         raise ValueError(
             f"{variant.name} cannot have this output stride. Expected one of "
-            f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride}"
+            f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride!r}"
         )
     survival = SURVIVAL_SCHEDULES[variant.survival_schedule]
     stride, stages, dilation, position = STEMS[variant.stem].strides, [], 1, 0
@@ -285,7 +285,7 @@ def _with_channels(size, channels):
 
 
 def _check_input_shape(variant, input_shape):
-    """A shape must name its channels, and leave more than one pixel to the last down-sampling."""
+    """A shape must name its channels, and leave more than one pixel to the last stage."""
     if len(input_shape) != 3:
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
@@ -297,8 +297,8 @@ def _check_input_shape(variant, input_shape):
             f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
             f"Received: input_shape={tuple(input_shape)}"
         )
-    stride = STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
-    smallest = stride // 2 + 1
+    stride = output_strides(variant)[0]
+    smallest = min(stride // 2, variant.output_stride or stride) + 1
     sides = [side for position, side in enumerate(input_shape) if position != axis]
     if any(side is not None and side < smallest for side in sides):
         raise ValueError(

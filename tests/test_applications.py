@@ -89,6 +89,11 @@ REFUSED = [
         "Received: input_shape=(16, 40, 3)",
     ),
     (
+        {"input_shape": (8, 40, 3), "output_stride": 8},
+        "Input size must be at least 9x9, or the last stage of resnet18 sees a single pixel. "
+        "Received: input_shape=(8, 40, 3)",
+    ),
+    (
         {"input_shape": (224, 224)},
         "`input_shape` must be a tuple of three integers. Received: input_shape=(224, 224)",
     ),
@@ -124,6 +129,11 @@ REFUSED = [
         {"output_stride": 4},
         "resnet18 cannot have this output stride. Expected one of 32, 16, 8. "
         "Received: output_stride=4",
+    ),
+    (
+        {"output_stride": "8"},
+        "resnet18 cannot have this output stride. Expected one of 32, 16, 8. "
+        "Received: output_stride='8'",
     ),
     (
         {"survival_probability": 0},
