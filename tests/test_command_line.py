@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_resnet.export import ExportMismatch, ExportsFailed
 from training import __main__ as command_line
-from training import evaluate, loop, records, tables
+from training import demo, evaluate, exports, files, loop, records, tables
 from training.commands import console
+from training.recipes import get_recipe
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -241,6 +243,28 @@ def test_a_second_run_does_not_replace_the_first(trained, training_here):
     answer = training_here("train", "digits-resnet20", "--steps", "1", "--seed", "7", cwd=folder)
     assert answer.returncode == 2
     assert "The run directory already holds another run." in answer.stderr
+
+
+def test_a_demo_fails_with_any_of_its_exports(training_here, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise ExportsFailed([], {"tflite": ExportMismatch("It disagrees.")})
+
+    monkeypatch.setattr(loop, "train", lambda *_, **__: None)
+    monkeypatch.setattr(exports, "export_run", refuse)
+    answer = training_here("demo", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "tflite: It disagrees." in answer.stderr
+
+
+def test_a_demo_that_still_runs_is_not_replaced(training_here, tmp_path):
+    run_dir = tmp_path / "runs" / "demo"
+    recipe = get_recipe(demo.RECIPE)
+    with files.locked(run_dir, what="run", option="--run-dir"):
+        records.write(run_dir, records.new_record(recipe, seed=0, replicas=2, data={}))
+        answer = training_here("demo", cwd=tmp_path)
+        assert records.read(run_dir).recipe == recipe
+    assert answer.returncode == 2
+    assert "Another process works on this demo." in answer.stderr
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 from keras_resnet.export import ExportReport
-from training import datasets, evaluate, exports, loop, plots, records
+from training import datasets, evaluate, exports, files, loop, plots, records
 from training.recipes import get_recipe
 
 RECIPE = "digits-resnet20"
@@ -43,11 +43,12 @@ def run(
         replicas: Number of devices that share each batch.
 
     Raises:
-        ValueError: If `run_dir` holds anything but a demo.
-        keras_resnet.export.ExportMismatch: If an export disagrees with the model.
+        ValueError: If `run_dir` holds anything but a demo, or another process works in it.
+        keras_resnet.export.ExportsFailed: If an export disagrees with the model.
     """
     if (run_dir / records.RECORD).exists() and records.read(run_dir).recipe.name == RECIPE:
-        shutil.rmtree(run_dir)
+        with files.locked(run_dir, what="demo", option="working directory"):
+            shutil.rmtree(run_dir)
     record = loop.train(get_recipe(RECIPE), run_dir=run_dir, replicas=replicas)
     reports = exports.export_run(run_dir, output)
     shutil.copy(run_dir / "curves.png", output / "curves.png")
