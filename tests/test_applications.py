@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_resnet
+from keras_resnet.axes import AXES
 from keras_resnet.variants import VARIANTS
 
 CONSTRUCTORS = {
@@ -74,6 +75,8 @@ def test_help_of_resnet34_says_what_it_is():
     assert text.startswith("The 34-layer residual network for ImageNet.\n")
     for default in ("(224, 224, 3)", "feature map: 32, 16, 8;"):
         assert default in text
+    for option in set(AXES) & set(keras_resnet.OPTIONS):
+        assert all(f'"{name}"' in text for name in AXES[option]), option
 
 
 # "..." stands for the names that other families of networks add.
