@@ -35,7 +35,8 @@ Args:
     activation_order: `"original"`, `"bn_after_addition"`, `"relu_before_addition"`,
         `"relu_pre_activation"` or `"full_pre_activation"` (He et al. 2016, figure 4);
         `"no_normalization"`.
-    stem: `"imagenet"`, `"imagenet_activated"`, `"deep"` (three 3x3) or `"cifar"`.
+    stem: `"imagenet"`, `"imagenet_activated"` (DenseNet), `"imagenet_caffe"`,
+        `"imagenet_zero_padded"`, `"deep"` (three 3x3) or `"cifar"`.
     attention: `"none"` or `"se"` (squeeze-and-excitation).
     dropout_rate: Of dropout inside the residuals, in [0, 1).
     gate_bias: Initial bias of gated shortcuts; the lower, the more is carried.

@@ -5,7 +5,13 @@ import math
 import keras
 from keras import layers
 
-_COUNTED = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv2D, layers.Dense)
+# Whose kernels are applied at each position of the outputs, and of the inputs.
+_AT_OUTPUTS = (
+    *(layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense),
+    *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+    *(layers.SeparableConv1D, layers.SeparableConv2D),
+)
+_AT_INPUTS = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
 def count_macs(model, input_shape=None) -> int:
@@ -41,8 +47,9 @@ def count_macs(model, input_shape=None) -> int:
             if isinstance(layer, keras.Model):
                 return _graph(layer)._run_through_graph(x, operation_fn=counted)
             y = layer.compute_output_spec(x, *args, **kwargs)
-            if isinstance(layer, _COUNTED):
-                counts.append(_positions(layer, y.shape) * math.prod(layer.kernel.shape))
+            if isinstance(layer, _AT_OUTPUTS + _AT_INPUTS):
+                applied_at = x if isinstance(layer, _AT_INPUTS) else y
+                counts.append(_positions(layer, applied_at.shape) * _kernel_size(layer))
             return y
 
         return call
@@ -56,7 +63,12 @@ def _graph(model):
     return getattr(model, "_functional", model)
 
 
-def _positions(layer, output_shape) -> int:
-    """How often the kernel is applied: the size of the output without its channels."""
+def _kernel_size(layer) -> int:
+    """Number of weights of the kernel, or of the two of a separable convolution."""
+    return sum(math.prod(w.shape) for w in layer.weights if w.name.endswith("kernel"))
+
+
+def _positions(layer, shape) -> int:
+    """How often the kernel is applied: the size of a tensor without its channels."""
     channels_first = getattr(layer, "data_format", None) == "channels_first"
-    return math.prod(output_shape[2:] if channels_first else output_shape[1:-1])
+    return math.prod(shape[2:] if channels_first else shape[1:-1])

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 import sys
 
 import keras
@@ -144,6 +145,7 @@ def build(
     stages = _stage_geometries(variant)
     record = weight_set.preprocessing if weight_set else variant.preprocessing
     inputs, x = _input(variant, record, include_top, input_tensor, input_shape)
+    size, channels = _size_and_channels(inputs, x)
 
     x = STEMS[variant.stem].draw(x, variant, variant.stem_filters or variant.filters[0])
     for stage, geometries in enumerate(stages, start=1):
@@ -155,10 +157,9 @@ def build(
             x = residual_block(x, variant, geometry, f"stage{stage}_block{block}")
     of_weights = weight_set.classes if weight_set else None
     head = include_top and (classes is None or of_weights in (None, classes))
-    classes = classes or of_weights or variant.classes
+    classes = int(classes or of_weights or variant.classes)
     x = _head(x, variant, include_top, pooling, classes, classifier_activation)
 
-    size, channels = _size_and_channels(inputs)
     preprocessing = record.adapted(size=size, channels=channels)
     model = ResNet(inputs, x, name or variant.name, variant=variant, preprocessing=preprocessing)
     if weight_set:
@@ -199,8 +200,12 @@ def _load(model, weight_set: WeightSet, *, head, include_top, classes):
 def _check_arguments(include_top, pooling, classes):
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
-    if include_top and classes is not None and classes < 1:
-        raise ValueError(f"A classifier needs at least one class. Received: classes={classes}")
+    if not include_top or classes is None:
+        return
+    if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
+        raise ValueError(
+            f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"
+        )
 
 
 def output_strides(variant) -> list[int]:
@@ -219,7 +224,7 @@ def _stage_geometries(variant) -> list[list[Geometry]]:
     if variant.output_stride not in (None, *possible):
         raise ValueError(
             f"{variant.name} cannot have this output stride. Expected one of "
-            f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride}"
+            f"{', '.join(map(str, possible))}. Received: output_stride={variant.output_stride!r}"
         )
     survival = SURVIVAL_SCHEDULES[variant.survival_schedule]
     stride, stages, dilation, position = STEMS[variant.stem].strides, [], 1, 0
@@ -265,9 +270,10 @@ def _input(variant, record, include_top, input_tensor, input_shape):
     return inputs, inputs
 
 
-def _size_and_channels(inputs):
-    """Height and width (`None` unless both are known), and channels."""
-    shape = keras.tree.flatten(inputs)[0].shape[1:]
+def _size_and_channels(inputs, x):
+    """Height and width (`None` unless both are known), and channels, of a model's images."""
+    # What is no image, or several at once, becomes one before the stem.
+    shape = (inputs if len(getattr(inputs, "shape", ())) == 4 else x).shape[1:]
     if keras.config.image_data_format() == "channels_first":
         shape = (*shape[1:], shape[0])
     *size, channels = shape
@@ -280,7 +286,7 @@ def _with_channels(size, channels):
 
 
 def _check_input_shape(variant, input_shape):
-    """A shape must name its channels, and leave more than one pixel to the last down-sampling."""
+    """A shape must name its channels, and leave more than one pixel to the last stage."""
     if len(input_shape) != 3:
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
@@ -292,8 +298,8 @@ def _check_input_shape(variant, input_shape):
             f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
             f"Received: input_shape={tuple(input_shape)}"
         )
-    stride = STEMS[variant.stem].strides * 2 ** (len(variant.blocks) - 1)
-    smallest = stride // 2 + 1
+    stride = output_strides(variant)[0]
+    smallest = min(stride // 2, variant.output_stride or stride) + 1
     sides = [side for position, side in enumerate(input_shape) if position != axis]
     if any(side is not None and side < smallest for side in sides):
         raise ValueError(

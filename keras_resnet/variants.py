@@ -7,6 +7,7 @@ of it.
 
 import dataclasses
 import fnmatch
+import numbers
 import re
 
 from keras_resnet import preprocessing
@@ -130,12 +131,14 @@ def cifar_variant(depth: int, plain: bool = False) -> Variant:
 
     Reference: He et al. 2015, section 4.2. Shortcuts are zero-padded ("option A") throughout.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
+    is_integer = isinstance(depth, numbers.Integral) and not isinstance(depth, bool)
+    if not is_integer or depth < 8 or depth % 6 != 2:
         raise ValueError(
             "A CIFAR ResNet has 6n+2 layers with n >= 1. Expected `depth` to be one of 8, 14, 20, "
             f"26, 32, ..., 110, ..., 1202, .... Received: {depth!r}."
-            + (f" The nearest are {_nearest_depths(depth)}." if isinstance(depth, int) else "")
+            + (f" The nearest are {_nearest_depths(depth)}." if is_integer else "")
         )
+    depth = int(depth)  # NumPy's integers cannot be saved
     return _cifar(
         f"cifar_{'plainnet' if plain else 'resnet'}{depth}",
         (depth - 2) // 6,

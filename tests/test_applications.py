@@ -5,9 +5,11 @@ import pydoc
 import re
 
 import keras
+import numpy as np
 import pytest
 
 import keras_resnet
+from keras_resnet.axes import AXES
 from keras_resnet.variants import VARIANTS
 
 CONSTRUCTORS = {
@@ -41,6 +43,14 @@ def test_every_named_network_has_a_constructor_and_builds_its_row():
     assert keras_resnet.CifarPlainNet(8, classes=3).output_shape == (None, 3)
 
 
+def test_numpy_s_integers_are_integers(tmp_path):
+    """As `labels.max() + 1` is one; what is saved holds none of them."""
+    model = keras_resnet.CifarResNet(np.int64(8), classes=np.int64(7))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert (loaded.name, loaded.output_shape) == ("cifar_resnet8", (None, 7))
+
+
 def test_positional_arguments_go_where_those_of_keras_applications_go():
     model = keras_resnet.CifarResNet20(False, None, None, (16, 16, 1), "max", 7, None, "mine")
     assert (model.input_shape, model.output_shape) == ((None, 16, 16, 1), (None, 64))
@@ -65,6 +75,8 @@ def test_help_of_resnet34_says_what_it_is():
     assert text.startswith("The 34-layer residual network for ImageNet.\n")
     for default in ("(224, 224, 3)", "feature map: 32, 16, 8;"):
         assert default in text
+    for option in set(AXES) & set(keras_resnet.OPTIONS):
+        assert all(f'"{name}"' in text for name in AXES[option]), option
 
 
 # "..." stands for the names that other families of networks add.
@@ -80,6 +92,11 @@ REFUSED = [
         "Received: input_shape=(16, 40, 3)",
     ),
     (
+        {"input_shape": (8, 40, 3), "output_stride": 8},
+        "Input size must be at least 9x9, or the last stage of resnet18 sees a single pixel. "
+        "Received: input_shape=(8, 40, 3)",
+    ),
+    (
         {"input_shape": (224, 224)},
         "`input_shape` must be a tuple of three integers. Received: input_shape=(224, 224)",
     ),
@@ -92,7 +109,14 @@ REFUSED = [
         {"include_top": False, "pooling": "mean"},
         "Unknown `pooling`. Expected None, 'avg' or 'max'. Received: 'mean'",
     ),
-    ({"classes": 0}, "A classifier needs at least one class. Received: classes=0"),
+    *(
+        (
+            {"classes": classes},
+            "A classifier needs a whole number of classes, at least 1. Received: "
+            f"classes={classes!r}",
+        )
+        for classes in (0, 2.5, "10")
+    ),
     (
         {"shortcut": "projektion"},
         "Unknown shortcut. Expected one of zero_padding, projection, projection_all, none... "
@@ -108,6 +132,11 @@ REFUSED = [
         {"output_stride": 4},
         "resnet18 cannot have this output stride. Expected one of 32, 16, 8. "
         "Received: output_stride=4",
+    ),
+    (
+        {"output_stride": "8"},
+        "resnet18 cannot have this output stride. Expected one of 32, 16, 8. "
+        "Received: output_stride='8'",
     ),
     (
         {"survival_probability": 0},

@@ -266,7 +266,7 @@ def run(folder, stop=None):
     progress, arrays = checkpoints.load_newest(folder / "checkpoints")
     signals = interruption.Signals()
     usual = callbacks.in_order(
-        folder, progress, arrays, steps=15, steps_per_epoch=8, ema_momentum=0.9,
+        folder, progress, arrays, steps=15, steps_per_epoch=8, validation_share=1, ema_momentum=0.9,
         checkpoint_every=1000, signals=signals,
     )
     usual.insert(-1, Stop(progress, stop, signals))

@@ -7,11 +7,15 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from PIL import Image
 
+from keras_resnet.export import ExportMismatch, ExportsFailed
 from training import __main__ as command_line
+from training import demo, evaluate, exports, files, loop, records, tables
 from training.commands import console
+from training.recipes import get_recipe
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -146,12 +150,32 @@ def test_training_prints_its_results_and_what_to_do_next(trained):
     assert Image.open(run / "curves.png").width > 1000
 
 
+def test_names_of_any_kind_are_printed_as_they_are(trained, training_here, monkeypatch, capsys):
+    """A path can be typed again, and no part of a name is taken for a style."""
+    folder, _ = trained
+    record = records.read(folder / "runs" / "digits-resnet20-seed7")
+    monkeypatch.setattr(loop, "train", lambda *_, **__: record)
+    answer = training_here("train", record.recipe.name, "--run-dir", "my [bold] :dog:", cwd=folder)
+    assert "Curves: my [bold] :dog:/curves.png." in answer.stdout
+    assert "  python -m training evaluate 'my [bold] :dog:'\n" in answer.stdout
+    assert "export 'my [bold] :dog:' --output 'saved_models/my [bold] :dog:'\n" in answer.stdout
+    names = ("dog [red]", ":cat:")
+    console.print(tables.evaluation(evaluate.score(np.eye(2), [0, 1]), names, "[b] :dog:"))
+    table = capsys.readouterr().out
+    assert all(name in table for name in (*names, "[b] :dog:"))
+
+
 def test_evaluate_repeats_the_score(trained, training_here):
     folder, _ = trained
     run = folder / "runs" / "digits-resnet20-seed7"
     answer = training_here("evaluate", "runs/digits-resnet20-seed7", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     top1 = json.loads((run / "record.json").read_text())["results"]["test"]["top1"]
+    assert f"{top1:.2%}" in answer.stdout
+    output = run / "record.json" / "mistakes"
+    answer = training_here("evaluate", str(run), "--output", str(output), cwd=folder)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("Error: A file cannot be written.")
     assert f"{top1:.2%}" in answer.stdout
 
 
@@ -196,8 +220,9 @@ def test_export_proves_every_file(trained, training_here):
             "Error: There is no run. Expected a directory with a record.json, as `train` makes "
             "it. Received: 'runs/nothing'",
         ),
+        (("list", "ResNet34"), "Received: 'ResNet34'. Did you mean 'resnet34'?"),
     ],
-    ids=["recipe", "replicas", "run"],
+    ids=["recipe", "replicas", "run", "list"],
 )
 def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message):
     answer = training_here(*arguments, cwd=tmp_path)
@@ -205,6 +230,13 @@ def test_mistakes_end_in_one_message(training_here, tmp_path, arguments, message
     assert answer.stderr.strip().endswith(message)
     assert "Traceback" not in answer.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["export", "publish"])
+def test_nothing_is_compared_on_no_images(training_here, command, tmp_path):
+    answer = training_here(command, "run", "--output", "file", "--images", "0", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "greater than or equal to 1" in answer.stderr
 
 
 def test_a_second_run_does_not_replace_the_first(trained, training_here):
@@ -220,6 +252,28 @@ def test_the_demo_says_at_once_that_it_needs_tensorflow(training_here, tmp_path,
     assert answer.returncode == 2
     assert "Received: 'jax'. Set KERAS_BACKEND=tensorflow" in " ".join(answer.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_fails_with_any_of_its_exports(training_here, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise ExportsFailed([], {"tflite": ExportMismatch("It disagrees.")})
+
+    monkeypatch.setattr(loop, "train", lambda *_, **__: None)
+    monkeypatch.setattr(exports, "export_run", refuse)
+    answer = training_here("demo", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "tflite: It disagrees." in answer.stderr
+
+
+def test_a_demo_that_still_runs_is_not_replaced(training_here, tmp_path):
+    run_dir = tmp_path / "runs" / "demo"
+    recipe = get_recipe(demo.RECIPE)
+    with files.locked(run_dir, what="run", option="--run-dir"):
+        records.write(run_dir, records.new_record(recipe, seed=0, replicas=2, data={}))
+        answer = training_here("demo", cwd=tmp_path)
+        assert records.read(run_dir).recipe == recipe
+    assert answer.returncode == 2
+    assert "Another process works on this demo." in answer.stderr
 
 
 @pytest.mark.slow

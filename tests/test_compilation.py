@@ -88,12 +88,14 @@ def test_growing_images_get_a_network_for_every_size(digits):
         assert model.predict(np.zeros((1, side, side, 1)), verbose=0).shape == (1, 10)
 
 
-def test_preprocessing_and_statistics_follow_the_recipe(digits):
-    recipe = RECIPE.changed({"preprocessing.size": (16, 16), "synchronized_batch_norm": True})
+def test_options_preprocessing_and_statistics_follow_the_recipe(digits):
+    changes = {"preprocessing.size": (16, 16), "options.shortcut": "projection"}
+    recipe = RECIPE.changed({**changes, "synchronized_batch_norm": True})
     model = compiled_model(recipe, digits)
     assert model.preprocessing == dataclasses.replace(digits.preprocessing, size=(16, 16))
     assert model.input_shape == (None, 16, 16, 1)
     assert model.get_layer("stem_bn").synchronized
+    assert model.variant.shortcut == "projection"
 
 
 def test_other_backends_refuse_parts(digits, monkeypatch):

@@ -258,6 +258,31 @@ def test_a_missing_version_is_missing_data(tfds_dir):
     )
 
 
+def test_a_damaged_file_of_a_tfds_dataset_is_said_to_be_one(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "grey", tmp_path / "grey")
+    (path,) = tmp_path.rglob("grey-train.*")
+    path.write_bytes(path.read_bytes()[:-10])
+    message = error_text("grey", data_dir=tmp_path)
+    assert message.startswith(
+        "The files of the dataset 'grey' cannot be read. Expected them as TFDS has prepared them "
+        f"in '{tmp_path}/grey/1.0.0'. Received: truncated record at "
+    )
+    path.unlink()
+    assert f"{path}; No such file or directory" in error_text("grey", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("prepared", [("train", "validation"), ("train", "validation", "test")])
+def test_imagenet_is_tested_on_its_validation_images(prepared, tfds_dir, monkeypatch):
+    """Those of its test split have no labels, and few people have downloaded them."""
+    builder = tfds.builder("varied", data_dir=tfds_dir)
+    found = tfds.core.SplitDict([builder.info.splits[split] for split in prepared])
+    monkeypatch.setattr(builder, "name", "imagenet2012")
+    monkeypatch.setattr(type(builder.info), "splits", found)
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    imagenet = datasets.load("varied", data_dir=tfds_dir)
+    assert counts(imagenet) == {"train": 54, "test": 12, "validation": 6}
+
+
 def test_an_unknown_name_gets_the_nearest():
     assert error_text("cifer10") == (
         "Unknown dataset. Expected 'digits', 'folder:PATH' or a name of "

@@ -1,6 +1,7 @@
 """TFLite exports that cannot be: they say why, lose nothing and leave nothing behind."""
 
 import os
+import sys
 
 import exported
 import keras
@@ -188,6 +189,20 @@ def test_a_layer_that_tflite_does_not_know_is_named(model, tmp_path):
         "knows the operations. Received: layers odd_one. Replace them, or try another quantization."
     )
     assert os.listdir(tmp_path) == []
+
+
+# Packages
+
+
+@pytest.mark.parametrize("package", ["flatbuffers", "ai_edge_litert"])
+def test_a_missing_package_is_named_before_anything_is_converted(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError) as error:
+        export.tflite(None, tmp_path / "m.tflite", examples=IMAGES)
+    assert str(error.value) == (
+        "TFLite needs packages that are not installed. Expected tensorflow, flatbuffers, "
+        f"ai_edge_litert. Received: no {package}. Try: pip install {package}"
+    )
 
 
 # Disks

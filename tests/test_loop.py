@@ -11,11 +11,10 @@ import sklearn.metrics
 from PIL import Image
 
 import keras_resnet
-from training import checkpoints, datasets, evaluate, loop, pipeline, plots, records
+from training import checkpoints, datasets, evaluate, exports, loop, pipeline, plots, records
 from training.callbacks import NonFiniteLoss
 from training.compilation import compiled_model
 from training.crops import Crops
-from training.exports import export_run
 from training.interruption import Interrupted
 from training.recipes import get_recipe
 from training.strategy import make_strategy
@@ -89,7 +88,8 @@ def test_validation_during_training_counts_every_image_once(run):
         row = list(csv.DictReader(file))[record.results["best_epoch"] - 1]
     scores, _ = evaluate.evaluate_run(run_dir, split="validation", batch_size=60)
     assert float(row["val_accuracy"]) == pytest.approx(scores.top1, abs=1e-6)
-    assert float(row["val_cross_entropy"]) == pytest.approx(scores.cross_entropy, rel=1e-4)
+    for name in ("val_cross_entropy", "val_loss"):
+        assert float(row[name]) == pytest.approx(scores.cross_entropy, rel=1e-4)
 
 
 def test_the_saved_model_knows_its_images(run):
@@ -141,9 +141,25 @@ def test_a_run_on_growing_images_learns_what_keras_learns_size_by_size(tmp_path)
     images, labels = zip(*digits.splits["test"].examples().as_numpy_iterator())
     probabilities = model.predict(digits.preprocessing(np.stack(images)), verbose=0)
     scores, _ = evaluate.evaluate_run(tmp_path, crops=Crops("multi_scale", (8,), mirror=False))
-    (report,) = export_run(tmp_path, tmp_path / "exports", formats=["tflite"])
+    (report,) = exports.export_run(tmp_path, tmp_path / "exports", formats=["tflite"])
     for top1 in (record.results["test"]["top1"], scores.top1, report.accuracy):
         assert top1 == sklearn.metrics.accuracy_score(labels, probabilities.argmax(axis=1))
+
+
+def test_exports_are_calibrated_on_training_images_and_compared_on_test_images(run, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(exports, "export_formats", lambda *_, **options: asked.update(options))
+    exports.export_run(run[0], "nowhere", images=100)
+    assert asked["class_names"] == tuple("0123456789")
+    digits = datasets.load("digits")
+    for name, split, count in (("examples", "test", 100), ("representative_data", "train", 500)):
+        known = {
+            image.numpy().tobytes(): int(label) for image, label in digits.splits[split].examples()
+        }
+        images = np.concatenate(asked[name])
+        assert len(images) == count
+        labels = [known[image.tobytes()] for image in images]
+        assert name != "examples" or labels == list(asked["labels"])
 
 
 def test_errors_leave_no_run_directory(tmp_path):

@@ -64,6 +64,8 @@ def test_sequential_models_are_walked():
         (layers.Conv2D(8, 3, strides=2, dilation_rate=1, padding="same"), 4 * 4 * 9 * 4 * 8),
         (layers.Conv2D(8, 3, dilation_rate=2), 4 * 4 * 9 * 4 * 8),
         (layers.DepthwiseConv2D(3, depth_multiplier=2), 6 * 6 * 9 * 4 * 2),
+        (layers.SeparableConv2D(8, 3, depth_multiplier=2), 6 * 6 * (9 * 4 * 2 + 4 * 2 * 8)),
+        (layers.Conv2DTranspose(5, 3, strides=2), 8 * 8 * 9 * 4 * 5),
         (layers.Dense(5), 8 * 8 * 4 * 5),
         (layers.BatchNormalization(), 0),
         (layers.MaxPooling2D(), 0),

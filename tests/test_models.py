@@ -192,6 +192,15 @@ def test_input_tensor_of_another_layer_is_built_upon():
     assert keras_resnet.count_macs(upon) == keras_resnet.count_macs(alone)
 
 
+def test_inputs_need_not_be_one_image():
+    """A network upon vectors, or upon several images, is preprocessed as what its stem sees."""
+    vectors = keras.layers.Reshape((8, 9, 4))(keras.Input((8 * 9 * 4,)))
+    several = keras.layers.Concatenate()([keras.Input((8, 9, 3)), keras.Input((8, 9, 1))])
+    for tensor in (vectors, several):
+        preprocessing = build(TINY["cifar"], input_tensor=tensor).preprocessing
+        assert (preprocessing.size, len(preprocessing.mean)) == ((8, 9), 4)
+
+
 def test_input_tensor_used_twice():
     image = keras.Input((32, 32, 3))
     pair = [build(TINY["cifar"], input_tensor=image, name=name) for name in ("one", "two")]

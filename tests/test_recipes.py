@@ -145,6 +145,7 @@ def test_changes_reach_into_mappings():
         ({"schedule": "steps"}, "Did you mean 'step'"),
         ({"momentum": 1.5}, "0 <= `momentum` < 1"),
         ({"clip_norm": 0}, "`clip_norm` > 0"),
+        ({"decay_factor": 10}, "0 < `decay_factor` < 1"),
         ({"options.shortcutt": "none"}, "Did you mean 'shortcut'"),
         ({"preprocessing.resise_size": 40}, "Did you mean 'resize_size'"),
         ({"image_sizes": [(0, 128), (0, 160)]}, "out of order"),

@@ -85,6 +85,17 @@ def test_a_tpu_that_cannot_be_used_is_refused(options, message):
     assert message in str(error.value)
 
 
+def test_channels_first_is_refused_where_images_have_them_last():
+    keras.config.set_image_data_format("channels_first")
+    with pytest.raises(ValueError, match="image_data_format") as error:
+        make_strategy()
+    assert str(error.value) == (
+        "The images that training reads have their channels last. Expected Keras's "
+        "image_data_format 'channels_last'. Received: 'channels_first'. Change it in "
+        "~/.keras/keras.json, or by keras.config.set_image_data_format."
+    )
+
+
 @without_gpu
 def test_the_cpu_of_a_worker_is_not_divided():
     with pytest.raises(ValueError, match="divide") as error:

@@ -26,6 +26,7 @@ def in_order(
     *,
     steps: int,
     steps_per_epoch: int,
+    validation_share: float,
     ema_momentum: float | None,
     checkpoint_every: float,
     signals: Signals,
@@ -38,6 +39,7 @@ def in_order(
         arrays: The values it had then.
         steps: Number of steps of the whole run.
         steps_per_epoch: The same of an epoch.
+        validation_share: Share of the validation batches that does not only fill up the last.
         ema_momentum: Of the average of the weights over the steps, if there is one.
         checkpoint_every: Seconds between two checkpoints.
         signals: What may stop the run.
@@ -49,7 +51,7 @@ def in_order(
         StayTogether(),
         CountSteps(progress, steps=steps, steps_per_epoch=steps_per_epoch),
         StopIfNotFinite(progress),
-        LogHistory(progress, run_dir / "metrics.csv"),
+        LogHistory(progress, run_dir / "metrics.csv", validation_share),
         keras.callbacks.TensorBoard(run_dir / "tensorboard", write_graph=False),
         KeepBest(progress, run_dir / records.BEST),
         # Validated and kept is the average; with this callback later, it still stands in the model.
@@ -177,14 +179,17 @@ class LogHistory(keras.callbacks.Callback):
     Args:
         progress: Whose history it is.
         path: The file, with one row per epoch.
+        validation_share: Share of the validation batches that does not only fill up the last.
     """
 
-    def __init__(self, progress: Progress, path: pathlib.Path):
+    def __init__(self, progress: Progress, path: pathlib.Path, validation_share: float):
         super().__init__()
-        self.progress, self.path = progress, path
+        self.progress, self.path, self.validation_share = progress, path, validation_share
 
     def on_epoch_end(self, epoch, logs=None):
         """Comes before the callbacks that log."""
+        # Keras divides by the number of images, those of weight 0 included.
+        logs["val_loss"] /= self.validation_share
         logs["learning_rate"] = float(
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )

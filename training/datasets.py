@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import sklearn.datasets
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_resnet.preprocessing import CIFAR10, IMAGENET, Preprocessing
@@ -37,6 +38,7 @@ from training import image_files, splits
 DIGITS_TEST_EXAMPLES = 360
 IN_MEMORY_BYTES = 2**30  # images that take at most this much decoded are held so,
 ENCODED_BYTES = 2**31  # others as the bytes of their files if those are not more than this
+_UNLABELLED = ("imagenet2012", "test")  # prepared or not: TFDS does without what is not downloaded
 
 # Over the pixels of each one's training images, as `Preprocessing` wants them: in 0..1.
 DIGITS = Preprocessing(size=(8, 8), resize_size=None, mean=(0.3051,), std=(0.3753,))
@@ -149,6 +151,17 @@ def _folder_splits(root, parts, sizes):
 
 def _load_tfds(name, data_dir, validation_examples):
     builder = _prepared_builder(name, data_dir)
+    try:
+        return _load_prepared(name, builder, validation_examples)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"The files of the dataset {name!r} cannot be read. Expected them as TFDS has prepared "
+            f"them in {os.fspath(builder.data_dir)!r}. Received: "
+            f"{error.message.rpartition('}} ')[2]}. Copy them anew, or prepare them again."
+        ) from error
+
+
+def _load_prepared(name, builder, validation_examples):
     info = builder.info
     keys = info.supervised_keys or ()
     features = [info.features[key] for key in keys if isinstance(key, str)]
@@ -238,9 +251,8 @@ def _unknown_dataset(name, base):
 
 def _official_splits(builder):
     """Our names of the splits -> those of TFDS, as far as it has them."""
-    official = [split for split in image_files.SPLITS if split in builder.info.splits]
-    if builder.name == "imagenet2012":
-        official.remove("test")  # its images have no labels
+    labelled = [split for split in image_files.SPLITS if (builder.name, split) != _UNLABELLED]
+    official = [split for split in labelled if split in builder.info.splits]
     if "train" not in official:
         raise ValueError(
             f"The dataset {builder.name!r} cannot be trained on. Expected a split 'train'. "

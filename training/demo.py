@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_resnet.export import ExportReport
-from training import datasets, evaluate, exports, loop, plots, records
+from training import datasets, evaluate, exports, files, loop, plots, records
 from training.recipes import get_recipe
 
 RECIPE = "digits-resnet20"
@@ -44,8 +44,9 @@ def run(
         replicas: Number of devices that share each batch.
 
     Raises:
-        ValueError: If `run_dir` holds anything but a demo, or Keras's backend is not TensorFlow.
-        keras_resnet.export.ExportMismatch: If an export disagrees with the model.
+        ValueError: If `run_dir` holds anything but a demo, another process works in it, or Keras's
+            backend is not TensorFlow.
+        keras_resnet.export.ExportsFailed: If an export disagrees with the model.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -54,7 +55,8 @@ def run(
             f"or train alone with: python -m training train {RECIPE}"
         )
     if (run_dir / records.RECORD).exists() and records.read(run_dir).recipe.name == RECIPE:
-        shutil.rmtree(run_dir)
+        with files.locked(run_dir, what="demo", option="working directory"):
+            shutil.rmtree(run_dir)
     record = loop.train(get_recipe(RECIPE), run_dir=run_dir, replicas=replicas)
     reports = exports.export_run(run_dir, output)
     shutil.copy(run_dir / "curves.png", output / "curves.png")

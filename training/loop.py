@@ -217,6 +217,7 @@ def _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verb
         print(f"Continuing after step {progress.step} of {recipe.steps}.")
     training, validation = _batches(recipe, dataset, record.seed, start_step=progress.step)
     epoch_steps = min(steps_per_epoch(recipe, dataset), recipe.steps)
+    validated = int(validation.cardinality()) * recipe.batch_size
     model.fit(
         training,
         initial_epoch=progress.epochs,
@@ -230,6 +231,7 @@ def _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verb
             arrays,
             steps=recipe.steps,
             steps_per_epoch=epoch_steps,
+            validation_share=dataset.splits["validation"].num_examples / validated,
             ema_momentum=recipe.ema_momentum,
             checkpoint_every=checkpoint_every,
             signals=signals,

@@ -180,6 +180,11 @@ class Recipe:
                 raise ValueError(
                     f"A run that cannot learn. Expected `{field}` > 0. Received: {field}={value}."
                 )
+        if not 0 < self.decay_factor < 1:
+            raise ValueError(
+                "A rate that does not fall at its milestones, or falls to nothing. Expected 0 < "
+                f"`decay_factor` < 1. Received: decay_factor={self.decay_factor}."
+            )
         for field in ("momentum", "label_smoothing", "weight_decay", "ema_momentum"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:

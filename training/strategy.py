@@ -89,6 +89,13 @@ def _check_backend(cluster, tpu):
             "Training does not run on this Keras backend. Expected 'tensorflow' or 'jax'. "
             f"Received: {backend!r}. Set KERAS_BACKEND."
         )
+    data_format = keras.config.image_data_format()
+    if data_format != "channels_last":
+        raise ValueError(
+            "The images that training reads have their channels last. Expected Keras's "
+            f"image_data_format 'channels_last'. Received: {data_format!r}. Change it in "
+            "~/.keras/keras.json, or by keras.config.set_image_data_format."
+        )
     if backend == "jax" and (cluster or tpu):
         raise ValueError(
             "On the JAX backend one process trains on its own devices. Expected neither a cluster "

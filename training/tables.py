@@ -92,7 +92,7 @@ def results(record: Record) -> Table:
     table.add_column(justify="left")
     table.add_column(justify="right")
     test, numbers = record.results["test"], record.results
-    table.add_row("test accuracy", f"[bold]{_percent(test['top1'])}[/bold]")
+    table.add_row("test accuracy", Text(_percent(test["top1"]), "bold"))
     if test["top5"] is not None:
         table.add_row("test top-5 accuracy", _percent(test["top5"]))
     table.add_row("test cross-entropy", f"{test['cross_entropy']:.4f}")
@@ -127,7 +127,7 @@ def evaluation(scores: Evaluation, class_names, title: str) -> Table:
             images = row.sum()
             table.add_row(name, f"{images:,}", _percent(right / images) if images else "")
         table.add_section()
-    table.add_row("all", f"{scores.count:,}", f"[bold]{_percent(scores.top1)}[/bold]")
+    table.add_row("all", f"{scores.count:,}", Text(_percent(scores.top1), "bold"))
     if scores.top5 is not None:
         table.add_row("all, top 5", f"{scores.count:,}", _percent(scores.top5))
     table.caption = f"cross-entropy {scores.cross_entropy:.4f}"

@@ -10,6 +10,7 @@ from keras_resnet.export.calibration import ENOUGH_CALIBRATION_IMAGES, read_cali
 from keras_resnet.export.conversion import CALIBRATED, convert
 from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.inference import check_class_names, inference_model
+from keras_resnet.export.keras_exporter import check_packages
 from keras_resnet.export.layer_errors import IMAGES, count_operations, measure_layer_errors
 from keras_resnet.export.metadata import Metadata, add_metadata
 from keras_resnet.export.report import ExportReport, Tolerance, compare
@@ -28,6 +29,7 @@ TOLERANCES = {
     "int8": _INTEGER,
     "int16x8": _INTEGER,
 }
+PACKAGES = ("tensorflow", "flatbuffers", "ai_edge_litert")
 IO_DTYPES = ("int8", "uint8", "float32")
 
 
@@ -93,8 +95,10 @@ def tflite(
         ValueError: If the model, the images or the path do not fit, TFLite cannot express a layer,
             or the disk does not take the file.
         ExportMismatch: If the export disagrees with the model. Nothing is written then.
+        ImportError: If flatbuffers or ai-edge-litert is not installed.
     """
     path = pathlib.Path(path)
+    check_packages("TFLite", PACKAGES)
     _check_format(path, quantization, io_dtype, batch_size)
     _check_images(quantization, representative_data, examples, labels)
     keras_model = inference_model(model)

@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate and export residual networks.",
 )
-console = Console()
+console = Console(markup=False, emoji=False)  # names may hold [brackets] and :colons:
 
 DataDir = Annotated[
     pathlib.Path | None,

@@ -156,8 +156,8 @@ def train(
     console.print(tables.results(record))
     console.print(f"Curves: {run_dir}/curves.png. Next:", soft_wrap=True)
     print_commands(
-        f"evaluate {run_dir}",
-        f"export {run_dir} --output saved_models/{run_dir.name}",
+        shlex.join(["evaluate", str(run_dir)]),
+        shlex.join(["export", str(run_dir), "--output", f"saved_models/{run_dir.name}"]),
     )
 
 
@@ -258,7 +258,7 @@ def tune(
         raise typer.Exit(stop.exit_code) from None
     console.print(tables.trials(found, f"{chosen.name}, {search}, validation accuracy"))
     console.print(f"Picture: {output}/trials.png. Train the best with:", soft_wrap=True)
-    print_commands(f"train {output}/best_recipe.json")
+    print_commands(shlex.join(["train", f"{output}/best_recipe.json"]))
 
 
 def _chosen(recipe, dataset, changes):

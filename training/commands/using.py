@@ -48,6 +48,7 @@ def evaluate(
     """Score the best weights of a run or of an ensemble of runs, every image once."""
     from training import evaluate, mistakes, tables
     from training.crops import Crops
+    from training.files import writing
 
     chosen = Crops(crops, tuple(scales.split(",")) if scales else (), mirror)
     answers = evaluate.answer(
@@ -67,7 +68,8 @@ def evaluate(
         names = [str(run) for run in runs]
         console.print(tables.ensemble(answers.evaluations, scores, names, f"Members on {where}"))
     if output is not None:
-        files = mistakes.write(answers, output, title=f"{who} on {where}")
+        with writing(output):
+            files = mistakes.write(answers, output, title=f"{who} on {where}")
         console.print(f"Written: {', '.join(map(str, files))}", soft_wrap=True)
 
 
@@ -93,7 +95,7 @@ def export(
             "`openvino`."
         ),
     ] = "saved_model,tflite,tflite_int8",
-    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="Test images to compare on, at most.")] = 1000,
     include_preprocessing: Annotated[
         bool,
         typer.Option(
@@ -134,7 +136,7 @@ def publish(
         pathlib.Path, typer.Option(help="File of the weights, ending in `.safetensors`.")
     ],
     data_dir: DataDir = None,
-    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="Test images to compare on, at most.")] = 1000,
 ):
     """Write the best weights of a run, with its record, as one file for others to load."""
     from training.publish import publish
@@ -157,9 +159,14 @@ def list_(
     ] = False,
 ):
     """Show the networks and the recipes."""
-    from training import tables
+    from keras_resnet import VARIANTS
+    from keras_resnet.errors import unknown_name
+    from training import recipes, tables
 
-    for table in (tables.variants(pattern, counted=count), tables.recipes(pattern)):
+    found = tables.variants(pattern, counted=count), tables.recipes(pattern)
+    if not any(table.row_count for table in found):
+        raise unknown_name("network or recipe", pattern, [*VARIANTS, *recipes.RECIPES])
+    for table in found:
         if table.row_count:
             console.print(table)
 
