@@ -289,6 +289,24 @@ def test_models_without_the_pattern_are_refused(name, options, received):
     assert str(error.value) == EXPECTED + received
 
 
+@pytest.mark.parametrize(
+    ("shortcut", "residual"),
+    [
+        (layers.Conv2D(4, 3, padding="same"), {"padding": "same"}),
+        (layers.Conv2D(4, 1, strides=2), {}),  # from 4 to 2 pixels both, but not to the same ones
+        (layers.Conv2D(1, 1), {"padding": "same"}),  # one channel is added to all
+    ],
+)
+def test_shortcuts_that_one_tap_cannot_be_are_refused(shortcut, residual):
+    image = keras.Input((4, 4, 4))
+    x = layers.ReLU()(image)
+    y = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(x))
+    y = layers.Conv2D(4, 3, **residual)(y)
+    total = layers.Add(name="total")([y, shortcut(x)])
+    with pytest.raises(ValueError, match="these additions are none: total"):
+        to_plain(keras.Model(image, total), max_cost=9)
+
+
 def test_to_residual_wants_layers_that_keep_the_shape():
     image = keras.Input((9, 8, 4))
     x = layers.ReLU()(layers.Conv2D(5, 3, padding="same")(image))

@@ -10,6 +10,7 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
@@ -111,7 +112,8 @@ def non_negative_tensors(graph) -> set[int]:
 
 def _block(graph, addition, folds, non_negative):
     """The block that ends in an addition, or `None`."""
-    if len(addition.input_tensors) != 2 or not graph.is_called_once(addition):
+    shapes = {tuple(tensor.shape) for tensor in addition.input_tensors}
+    if len(addition.input_tensors) != 2 or len(shapes) > 1 or not graph.is_called_once(addition):
         return None
     ways = [_way_back(graph, tensor) for tensor in addition.input_tensors]
     shared = set(map(id, ways[1]))
@@ -131,6 +133,8 @@ def _block(graph, addition, folds, non_negative):
         return None
     spellings = ("".join(_letter(node, folds) for node in path) for path in (residual, shortcut))
     if not all(map(re.fullmatch, (_RESIDUAL, _SHORTCUT), spellings)):
+        return None
+    if _reach(shortcut)[1] > 1 or _strides(shortcut) != _strides(residual):
         return None
     links = _links(residual, folds)
     if any(link.tap is None for link in links):
@@ -158,6 +162,12 @@ def _reach(path):
     """How much a path convolves: the residual is the one that does more."""
     sizes = [node.operation.kernel_size for node in path if _is_convolution(node.operation)]
     return len(sizes), sum(map(math.prod, sizes))
+
+
+def _strides(path):
+    """Rows and columns of a path's input between two pixels of its output."""
+    strides = [np.broadcast_to(getattr(node.operation, "strides", 1), 2) for node in path]
+    return np.prod([(1, 1), *strides], axis=0).tolist()
 
 
 def _is_convolution(layer):
