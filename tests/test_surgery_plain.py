@@ -16,6 +16,8 @@ from trained import images, look_trained, network, outputs
 from keras_resnet import CifarResNet20, ResNet, count_macs, preprocess_input
 from keras_resnet.preprocessing import CIFAR10
 from keras_resnet.surgery import fold_batch_norm, plain_cost, to_plain, to_residual
+from keras_resnet.surgery.graph import Graph
+from keras_resnet.surgery.pattern import is_addition
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,7 +32,7 @@ def check_plain(model, max_cost=3.0, tolerance=1e-10):
     cost, x = plain_cost(model), images(model)
     plain = to_plain(model, max_cost=max_cost)
     np.testing.assert_allclose(outputs(plain, x), outputs(model, x), rtol=0, atol=tolerance)
-    assert not any(isinstance(layer, layers.Add) for layer in plain._flatten_layers())
+    assert not any(map(is_addition, Graph(plain).nodes))
     assert cost.parameters == model.count_params()
     assert cost.plain_parameters == plain.count_params()
     if None not in model.input_shape[1:]:
@@ -145,11 +147,12 @@ def test_one_layer_blocks_keep_their_width(float64, strides, kernel_size, source
     assert plain.count_params() == fold_batch_norm(model).count_params() - projection
 
 
-def test_signed_input_of_a_two_layer_block(float64):
+@pytest.mark.parametrize("add", [layers.add, lambda pair: pair[0] + pair[1]])
+def test_signed_input_of_a_two_layer_block(float64, add):
     x = image = keras.Input((9, 8, 4))
     for _ in range(2):
         y = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(x))
-        x = layers.Add()([layers.Conv2D(4, 3, padding="same")(y), x])
+        x = add([layers.Conv2D(4, 3, padding="same")(y), x])
     plain = check_plain(look_trained(keras.Model(image, x)))
     # Paper arithmetic: 3 times the weights of the block.
     assert plain.count_params() == 2 * (3 * 2 * 9 * 4 * 4 + 12 + 4)

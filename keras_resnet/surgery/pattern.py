@@ -23,7 +23,6 @@ _KEEPS_SIGN = (
     *NOTHING_AT_INFERENCE,
     StochasticDepth,
     ZeroPadShortcut,
-    layers.Add,
     layers.ZeroPadding2D,
     layers.MaxPooling2D,
     layers.AveragePooling2D,
@@ -79,6 +78,12 @@ def is_relu(layer) -> bool:
     return isinstance(layer, layers.Activation) and layer.activation is keras.activations.relu
 
 
+def is_addition(node) -> bool:
+    """Whether a call adds tensors: `layers.Add`, or the operation that `x + y` makes."""
+    adds = isinstance(node.operation, layers.Add) or type(node.operation).__name__ == "Add"
+    return adds and len(node.input_tensors) > 1
+
+
 def find_blocks(graph, folds=()) -> tuple[list[Block], list[str]]:
     """The residual blocks of a graph.
 
@@ -91,7 +96,7 @@ def find_blocks(graph, folds=()) -> tuple[list[Block], list[str]]:
     """
     blocks, others, non_negative = [], [], non_negative_tensors(graph)
     for node in graph.nodes:
-        if isinstance(node.operation, layers.Add):
+        if is_addition(node):
             block = _block(graph, node, folds, non_negative)
             if block:
                 blocks.append(block)
@@ -104,7 +109,7 @@ def non_negative_tensors(graph) -> set[int]:
     """The ids of the tensors that cannot be negative, as far as that is plain to see."""
     known = set()
     for node in graph.nodes:
-        keeps = isinstance(node.operation, _KEEPS_SIGN)
+        keeps = isinstance(node.operation, _KEEPS_SIGN) or is_addition(node)
         if is_relu(node.operation) or (keeps and known.issuperset(map(id, node.input_tensors))):
             known.update(map(id, node.outputs))
     return known
