@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from keras_resnet.models import ResNet
+from keras_resnet.surgery.graph import copy_weights
 
 
 def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
@@ -61,7 +62,7 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
 
 def _copy(model, name):
     copy = type(model).from_config(model.get_config() | {"name": name})
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy
 
 

@@ -7,7 +7,8 @@ import reference
 from keras import layers
 from trained import images, look_trained, network, outputs
 
-from keras_resnet import CifarResNet20, ResNet
+from keras_resnet import CifarResNet20, ResNet, ensemble
+from keras_resnet.export.inference import inference_model
 from keras_resnet.surgery import batch_norm_folds, deepen, fold_batch_norm, to_plain
 
 CONVOLUTIONS = {
@@ -198,6 +199,19 @@ def test_the_copy_is_a_resnet_and_the_original_is_untouched(tmp_path):
     folded.save(tmp_path / "folded.keras")
     loaded, x = keras.models.load_model(tmp_path / "folded.keras"), images(model)
     np.testing.assert_array_equal(outputs(loaded, x), outputs(folded, x))
+
+
+def test_means_and_variances_that_a_layer_has_adapted_to_are_kept():
+    """Keras's Normalization computes with constants, which `set_weights` does not renew."""
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3.0, 5.0, size=(8, 9, 8, 4)))
+    model = small(normalization, layers.Conv2D(5, 3), layers.BatchNormalization())
+    x = images(model)
+    folded = fold_batch_norm(model)
+    np.testing.assert_allclose(outputs(folded, x), outputs(model, x), rtol=0, atol=1e-5)
+    model = small(normalization, layers.GlobalAveragePooling2D(), layers.Softmax())
+    for copy in (ensemble([model, model]), inference_model(model)):
+        np.testing.assert_allclose(outputs(copy, x), outputs(model, x), rtol=0, atol=1e-6)
 
 
 def test_dtype_policies_are_kept():

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from keras_resnet.layers import GroupedConv2D
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_weights
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 # Means over many values, logits and probabilities.
@@ -110,7 +110,7 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
             ) from error
 
     copy = keras.models.clone_model(model, clone_function=copy_of, recursive=True)
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy
 
 
