@@ -52,7 +52,9 @@ def float64():
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-@pytest.mark.parametrize("norm", [{}, {"scale": False}, {"center": False, "epsilon": 1e-2}])
+@pytest.mark.parametrize(
+    "norm", [{}, {"scale": False}, {"center": False, "epsilon": 1e-2}, {"renorm": True}]
+)
 def test_every_kind_of_convolution(float64, kind, norm):
     layer = CONVOLUTIONS[kind]
     layer = layer.from_config(layer.get_config() | {"dtype": "float64"})
@@ -120,6 +122,13 @@ class Doubled(layers.Conv2D):
         return 2 * super().call(inputs) ** 2
 
 
+class Activated(layers.BatchNormalization):
+    """A batch normalisation that does more."""
+
+    def call(self, inputs, training=None, mask=None):
+        return keras.ops.relu(super().call(inputs, training=training, mask=mask))
+
+
 def two_consumers(norm):
     x = layers.Conv2D(4, 3, padding="same")(image := keras.Input((9, 8, 4)))
     return keras.Model(image, layers.Add()([x, norm(x)]))
@@ -157,6 +166,7 @@ def batch_statistics(norm):
         lambda norm: small(Doubled(4, 3), norm),
         lambda norm: small(norm, layers.Conv2D(4, 3)),
         lambda norm: small(layers.Conv2D(4, 3), layers.ReLU(), norm),
+        lambda norm: small(layers.Conv2D(4, 3), Activated.from_config(norm.get_config())),
     ],
 )
 def test_what_cannot_be_folded_is_left(float64, draw):

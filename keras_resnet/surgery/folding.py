@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Edit, Graph, rewrite
 
 # Exactly these: a subclass may do something else with its kernel.
 _CONVOLUTIONS = (
@@ -80,7 +80,7 @@ def find_folds(graph: Graph) -> dict:
     folds = {}
     for node in graph.nodes:
         norm = node.operation
-        if not isinstance(norm, layers.BatchNormalization):
+        if type(norm) not in BATCH_NORMS:
             continue
         before = graph.producer(node.input_tensors[0])
         if not before or not graph.is_private(before) or not graph.is_called_once(node):
@@ -113,7 +113,7 @@ def _same_axis(conv, norm_node):
 
 def scale_and_bias(norm: layers.BatchNormalization):
     """What a batch normalisation does at inference, x scale + bias, in float64."""
-    mean, variance = (np.float64(weight) for weight in norm.get_weights()[-2:])
+    mean, variance = np.float64(norm.moving_mean), np.float64(norm.moving_variance)
     gamma = np.float64(norm.gamma) if norm.scale else 1.0
     beta = np.float64(norm.beta) if norm.center else 0.0
     scale = gamma / np.sqrt(variance + norm.epsilon)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import keras
 
-from keras_resnet.layers import GroupedConv2D
+from keras_resnet.layers import BatchNormalization, GroupedConv2D
 from keras_resnet.models import ResNet
 from keras_resnet.variants import Variant
 
 # By type: a subclass may do more than its parent.
 CONVOLUTIONS_2D = (keras.layers.Conv2D, GroupedConv2D)
+BATCH_NORMS = (keras.layers.BatchNormalization, BatchNormalization)
 
 
 def functional(model) -> keras.Model:

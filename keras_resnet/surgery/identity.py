@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_layer, replay
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Graph, copy_layer, replay
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu, non_negative_tensors
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -78,7 +78,7 @@ class Template:
                 self._silence(residual, layer)
                 if source.shape != self._end.shape:  # where nothing changes, nothing is needed
                     self._starts.add(id(tensor))
-            elif isinstance(layer, layers.BatchNormalization):
+            elif type(layer) in BATCH_NORMS:
                 self._settings[layer] = _undo
             elif type(layer) in CONVOLUTIONS_2D and layer.filters == self._channels(layer):
                 self._settings[layer] = _make_delta
@@ -150,7 +150,12 @@ def _make_delta(conv):
 
 def _undo(norm):
     """Sets statistics whose variance and epsilon add up to 1 exactly, and gamma 1."""
-    affine = [np.ones(norm.gamma.shape)] if norm.scale else []
-    affine += [np.zeros(norm.beta.shape)] if norm.center else []
-    mean = np.zeros(norm.moving_mean.shape)
-    norm.set_weights([*affine, mean, mean + 1.0 - norm.epsilon])
+    zeros = np.zeros(norm.moving_mean.shape)
+    for weight, value in (
+        (norm.gamma, zeros + 1.0),
+        (norm.beta, zeros),
+        (norm.moving_mean, zeros),
+        (norm.moving_variance, zeros + 1.0 - norm.epsilon),
+    ):
+        if weight is not None:
+            weight.assign(value)

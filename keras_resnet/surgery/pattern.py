@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
+from keras_resnet.surgery.graph import BATCH_NORMS
 
 # One-layer, two-layer and bottleneck residuals, with or without pre-activation.
 _RESIDUAL = re.compile(r"(b?r)?(p?c)(rp?c)*s?")
@@ -184,7 +185,7 @@ def _letter(node, folds):
     layer = node.operation
     if layer in folds or isinstance(layer, NOTHING_AT_INFERENCE):
         return ""
-    if isinstance(layer, layers.BatchNormalization):
+    if type(layer) in BATCH_NORMS:
         return "?" if node.arguments.kwargs.get("training") else "b"
     for letter, applies in (
         ("r", is_relu(layer)),
