@@ -18,6 +18,8 @@ CONVOLUTIONS = {
     "dilated": layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
     "grouped": layers.Conv2D(6, 3, groups=2),
     "depthwise": layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False),
+    "separable": layers.SeparableConv2D(5, 3, use_bias=False),
+    "transposed": layers.Conv2DTranspose(5, 3),
     "dense": layers.Dense(5),
 }
 

@@ -125,6 +125,8 @@ def test_the_result_is_a_resnet_of_the_same_names(tmp_path):
 def one_layer_blocks(strides=1, padding="same", kernel_size=3, source=("relu",)):
     """Two relu(BN(conv x) + x), the first with a projection, on foreign layers."""
     x = image = keras.Input((9, 8, 4))
+    if not source:
+        x = layers.BatchNormalization()(layers.DepthwiseConv2D(3, use_bias=False)(x))
     for activation in source:
         x = layers.Activation(activation)(x)
     y = layers.Conv2D(6, kernel_size, strides=strides, padding=padding)(x)
