@@ -143,6 +143,38 @@ def test_blocks_that_cannot_be_the_identity_are_refused(options, layer):
     )
 
 
+def of_activations(first, last, residual):
+    """A foreign network of one block, two convolutions with activations of their own."""
+    image = keras.Input((9, 8, 4))
+    x = layers.ReLU()(image)
+    y = layers.Conv2D(4, 3, padding="same", activation=first, name="stage1_block1_conv1")(x)
+    name = "stage1_block1_conv2" if residual else "stage1_block1_out"
+    y = layers.Conv2D(4, 3, padding="same", activation=last, name=name)(y)
+    y = layers.Add(name="stage1_block1_out")([x, y]) if residual else y
+    return look_trained(keras.Model(image, y))
+
+
+@pytest.mark.parametrize("kinds", [("tanh", None, True), ("relu", "relu", False)])
+def test_convolutions_may_have_activations_of_their_own(kinds):
+    model = of_activations(*kinds)
+    deep, x = deepen(model, 2), images(model)
+    np.testing.assert_array_equal(outputs(deep, x), outputs(model, x))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "layer"),
+    [
+        (("relu", "sigmoid", True), "conv2"),
+        (("relu", "relu", True), "conv2"),  # it would never learn
+        (("tanh", "relu", False), "conv1"),
+        (("relu", None, False), "conv1"),  # would cut what is negative behind it
+    ],
+)
+def test_activations_that_change_what_passes_are_refused(kinds, layer):
+    with pytest.raises(ValueError, match=f"Received: layer 'stage1_block1_{layer}' .Conv2D."):
+        deepen(of_activations(*kinds), 1)
+
+
 def test_errors_of_arguments():
     model = network("cifar_resnet20", (1, 1))
     with pytest.raises(ValueError) as error:

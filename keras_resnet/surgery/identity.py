@@ -1,11 +1,17 @@
 """Copying a block so that the copy is the identity."""
 
+import keras
 import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth
 from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Graph, copy_layer, replay
-from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu, non_negative_tensors
+from keras_resnet.surgery.pattern import (
+    NOTHING_AT_INFERENCE,
+    ends_in_relu,
+    is_relu,
+    non_negative_tensors,
+)
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
@@ -70,6 +76,8 @@ class Template:
 
     def _walk_back(self, source):
         tensor = self._end
+        # Copies see what the block puts out: that must be what ReLU does not change.
+        takes_relu = id(self._end) in non_negative_tensors(self._graph)
         while id(tensor) not in self._starts:
             node = self._graph.producer(tensor)
             layer, tensor = node.operation, node.input_tensors[0]
@@ -82,8 +90,10 @@ class Template:
                 self._settings[layer] = _undo
             elif type(layer) in CONVOLUTIONS_2D and layer.filters == self._channels(layer):
                 self._settings[layer] = _make_delta
+                if not (_is_linear(layer) or (takes_relu and ends_in_relu(layer))):
+                    raise self._error(layer)
             elif is_relu(layer):
-                if id(source) not in non_negative_tensors(self._graph):
+                if not takes_relu:
                     raise self._error(layer)
             elif not isinstance(layer, (*NOTHING_AT_INFERENCE, layers.ZeroPadding2D)):
                 raise self._error(layer)
@@ -98,7 +108,7 @@ class Template:
                 tensor = next(x for x in node.input_tensors if x.shape == shape)
             elif isinstance(layer, (*NOTHING_AT_INFERENCE, StochasticDepth)):
                 tensor = node.input_tensors[0]
-            elif isinstance(layer, _CONVOLUTIONS) or getattr(layer, "gamma", None) is not None:
+            elif _can_vanish(layer):
                 self._settings[layer] = _make_zero
                 return
             else:
@@ -130,6 +140,17 @@ class Template:
             "shortcut; or plain convolutions of one width behind a ReLU. "
             f"Received: layer {layer.name!r} ({type(layer).__name__})."
         )
+
+
+def _is_linear(conv):
+    return conv.activation is keras.activations.linear
+
+
+def _can_vanish(layer):
+    """Whether a layer gives 0 at weights of 0, and a gradient."""
+    if isinstance(layer, _CONVOLUTIONS):
+        return _is_linear(layer)
+    return getattr(layer, "gamma", None) is not None
 
 
 def _make_zero(layer):

@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
-from keras_resnet.surgery.graph import BATCH_NORMS
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D
 
 # One-layer, two-layer and bottleneck residuals, with or without pre-activation.
 _RESIDUAL = re.compile(r"(b?r)?(p?c)(rp?c)*s?")
@@ -79,6 +79,12 @@ def is_relu(layer) -> bool:
     return isinstance(layer, layers.Activation) and layer.activation is keras.activations.relu
 
 
+def ends_in_relu(layer) -> bool:
+    """Whether a layer is ReLU, or a convolution that has it as its activation."""
+    is_convolution = type(layer) in CONVOLUTIONS_2D
+    return is_relu(layer) or (is_convolution and layer.activation is keras.activations.relu)
+
+
 def is_addition(node) -> bool:
     """Whether a call adds tensors: `layers.Add`, or the operation that `x + y` makes."""
     adds = isinstance(node.operation, layers.Add) or type(node.operation).__name__ == "Add"
@@ -111,7 +117,9 @@ def non_negative_tensors(graph) -> set[int]:
     known = set()
     for node in graph.nodes:
         keeps = isinstance(node.operation, _KEEPS_SIGN) or is_addition(node)
-        if is_relu(node.operation) or (keeps and known.issuperset(map(id, node.input_tensors))):
+        if ends_in_relu(node.operation) or (
+            keeps and known.issuperset(map(id, node.input_tensors))
+        ):
             known.update(map(id, node.outputs))
     return known
 
