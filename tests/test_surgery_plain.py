@@ -183,7 +183,8 @@ def test_to_residual_and_back(float64):
 
 def test_to_residual_of_grouped_and_dilated_convolutions(float64):
     x = image = keras.Input((9, 8, 4))
-    for options in ({"groups": 2}, {"dilation_rate": 2}, {"kernel_size": 5}):
+    centreless = {"kernel_size": 2, "dilation_rate": 2}  # between its taps
+    for options in ({"groups": 2}, {"dilation_rate": 2}, {"kernel_size": 5}, centreless):
         options = {"kernel_size": 3, "padding": "same"} | options
         x = layers.ReLU()(layers.Conv2D(4, **options)(x))
     model = look_trained(keras.Model(image, x))
