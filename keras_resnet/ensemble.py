@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from keras_resnet.models import ResNet
+from keras_resnet.surgery.classifying import gives_logits
 from keras_resnet.surgery.graph import copy_weights
 
 
@@ -68,6 +69,6 @@ def _copy(model, name):
 
 def _probabilities(member, inputs):
     outputs = member(inputs)
-    if getattr(member.layers[-1], "activation", None) is keras.activations.linear:
+    if gives_logits(member):
         outputs = layers.Softmax(name=f"{member.name}_softmax", dtype="float32")(outputs)
     return outputs

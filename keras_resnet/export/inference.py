@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from keras_resnet.layers import GroupedConv2D
+from keras_resnet.surgery.classifying import gives_logits
 from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_weights
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -38,7 +39,7 @@ def inference_model(model: keras.Model) -> keras.Model:
     """
     _check_classifier(model)
     copy = _copy(model, lambda layer: "float32")
-    if getattr(model.layers[-1], "activation", None) is keras.activations.linear:
+    if gives_logits(model):
         copy = keras.Model(copy.inputs, layers.Softmax(dtype="float32")(copy.outputs[0]))
     return copy
 
