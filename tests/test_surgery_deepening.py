@@ -175,6 +175,19 @@ def test_activations_that_change_what_passes_are_refused(kinds, layer):
         deepen(of_activations(*kinds), 1)
 
 
+def test_stages_that_end_in_their_down_sampling_are_not_prolonged():
+    model = network("resnet50v2", (2, 2), (33, 40, 3), filters=(4, 8), stride_in_last_block=True)
+    with pytest.raises(ValueError) as error:
+        deepen(model, {"stage1": 1})
+    assert str(error.value) == (
+        "The stages end in their down-sampling: new blocks behind it would be of the next stage. "
+        "Expected blocks for stage2 alone, e.g. {'stage2': 2}. "
+        "Received: 'resnet50v2' with stride_in_last_block=True, blocks={'stage1': 1}."
+    )
+    deep, x = deepen(model, {"stage2": 1}), images(model)
+    np.testing.assert_array_equal(outputs(deep, x), outputs(model, x))
+
+
 def test_errors_of_arguments():
     model = network("cifar_resnet20", (1, 1))
     with pytest.raises(ValueError) as error:
