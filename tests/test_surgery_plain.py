@@ -14,6 +14,7 @@ from structure import build_unallocated
 from trained import images, look_trained, network, outputs
 
 from keras_resnet import CifarResNet20, ResNet, count_macs, preprocess_input
+from keras_resnet.axes import resolve
 from keras_resnet.preprocessing import CIFAR10
 from keras_resnet.surgery import fold_batch_norm, plain_cost, to_plain, to_residual
 from keras_resnet.surgery.graph import Graph
@@ -33,6 +34,8 @@ def check_plain(model, max_cost=3.0, tolerance=1e-10):
     plain = to_plain(model, max_cost=max_cost)
     np.testing.assert_allclose(outputs(plain, x), outputs(model, x), rtol=0, atol=tolerance)
     assert not any(map(is_addition, Graph(plain).nodes))
+    if isinstance(model, ResNet):
+        assert resolve(plain.variant, {}).shortcut == "none"
     assert cost.parameters == model.count_params()
     assert cost.plain_parameters == plain.count_params()
     if None not in model.input_shape[1:]:

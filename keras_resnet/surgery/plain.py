@@ -147,9 +147,9 @@ def to_plain(model: keras.Model, *, max_cost: float = 3.0) -> keras.Model:
                 edits[link.layer] = Edit(config, [kernel, bias])
             else:
                 calls[link.layer] = _preceded(block, link.layer, kernel, bias)
-    return rewrite(
-        model, edits, calls, lambda variant: dataclasses.replace(variant, shortcut="none")
-    )
+    # Survival is a factor of the kernels now, and nothing starts at zero.
+    plain = {"shortcut": "none", "survival_probability": 1.0, "zero_init_residual": False}
+    return rewrite(model, edits, calls, lambda variant: dataclasses.replace(variant, **plain))
 
 
 def _blocks_or_error(model, graph, folds=()):
