@@ -29,7 +29,6 @@ def test_members_of_other_networks_and_with_logits(members, images):
     logits = keras_resnet.CifarPlainNet(depth=14, input_shape=(8, 8, 3), classifier_activation=None)
     softmax = keras.ops.softmax(logits.predict(images, verbose=0))
     expected = (members[0].predict(images, verbose=0) + np.asarray(softmax)) / 2
-    # As they are, inside other models, and with a cast behind them, which is no logit.
     for wrap in (lambda model: model, inside_another, cast):
         pair = ensemble([wrap(members[0]), wrap(logits)])
         np.testing.assert_allclose(pair.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-7)
@@ -40,6 +39,7 @@ def inside_another(model):
 
 
 def cast(model):
+    """Behind a softmax, a layer without an activation: it gives no logits."""
     outputs = keras.layers.Activation("linear", dtype="float32")(model.output)
     return keras.Model(model.input, outputs)
 

@@ -6,7 +6,14 @@ from keras import layers
 from keras_resnet.surgery.graph import Edit, Graph, functional, is_model, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE
 
-_HANDS_ON = (*NOTHING_AT_INFERENCE, layers.Flatten, layers.Reshape)
+# Behind logits they give logits.
+_HANDS_ON = (
+    *NOTHING_AT_INFERENCE,
+    layers.Average,
+    layers.Flatten,
+    layers.GlobalAveragePooling2D,
+    layers.Reshape,
+)
 
 
 def new_classifier(model: keras.Model, classes: int) -> keras.Model:
