@@ -468,6 +468,15 @@ def test_three_addends(decide):
     assert {float(np.max(model(ones, training=True))) for _ in range(30)} == {2.0, 3.0}
 
 
+def test_a_residual_of_bare_operations(decide):
+    decide({"only": False})
+    image = keras.Input((4, 4, 3))
+    dropped = StochasticDepth(0.5, name="only_drop")(2 * keras.layers.ReLU()(image))
+    model = keras_resnet.ResNet(image, keras.layers.Add()([image, dropped]))
+    ones = np.ones((1, 4, 4, 3), "float32")
+    np.testing.assert_array_equal(model(ones, training=True), ones)
+
+
 def test_frozen_network_stays_as_it_is(decide):
     decide(SOME)
     model = build()
