@@ -143,11 +143,12 @@ def test_blocks_that_cannot_be_the_identity_are_refused(options, layer):
     )
 
 
-def of_activations(first, last, residual):
+def of_activations(first, last, residual, **options):
     """A foreign network of one block, two convolutions with activations of their own."""
     image = keras.Input((9, 8, 4))
     x = layers.ReLU()(image)
-    y = layers.Conv2D(4, 3, padding="same", activation=first, name="stage1_block1_conv1")(x)
+    options = {"kernel_size": 3, "padding": "same", "activation": first} | options
+    y = layers.Conv2D(4, **options, name="stage1_block1_conv1")(x)
     name = "stage1_block1_conv2" if residual else "stage1_block1_out"
     y = layers.Conv2D(4, 3, padding="same", activation=last, name=name)(y)
     y = layers.Add(name="stage1_block1_out")([x, y]) if residual else y
@@ -173,6 +174,18 @@ def test_convolutions_may_have_activations_of_their_own(kinds):
 def test_activations_that_change_what_passes_are_refused(kinds, layer):
     with pytest.raises(ValueError, match=f"Received: layer 'stage1_block1_{layer}' .Conv2D."):
         deepen(of_activations(*kinds), 1)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_an_even_kernel_has_a_centre_unless_it_is_dilated(dilation):
+    options = {"kernel_size": 2, "dilation_rate": dilation}
+    model = of_activations("relu", "relu", False, **options)
+    if dilation == 2:
+        with pytest.raises(ValueError, match=r"layer 'stage1_block1_conv1' .Conv2D."):
+            deepen(model, 1)
+    else:
+        x = images(model)
+        np.testing.assert_array_equal(outputs(deepen(model, 1), x), outputs(model, x))
 
 
 def test_stages_that_end_in_their_down_sampling_are_not_prolonged():

@@ -90,7 +90,8 @@ class Template:
                 self._settings[layer] = _undo
             elif type(layer) in CONVOLUTIONS_2D and layer.filters == self._channels(layer):
                 self._settings[layer] = _make_delta
-                if not (_is_linear(layer) or (takes_relu and ends_in_relu(layer))):
+                passes = _is_linear(layer) or (takes_relu and ends_in_relu(layer))
+                if not (passes and _has_centre(layer)):
                     raise self._error(layer)
             elif is_relu(layer):
                 if not takes_relu:
@@ -144,6 +145,12 @@ class Template:
 
 def _is_linear(conv):
     return conv.activation is keras.activations.linear
+
+
+def _has_centre(conv):
+    """Whether a tap sees the pixel that is written: of an even size, dilated, none does."""
+    taps = zip(conv.kernel_size, conv.dilation_rate)
+    return all(size % 2 or dilation == 1 for size, dilation in taps)
 
 
 def _can_vanish(layer):
