@@ -4,6 +4,8 @@
 this package runs its graph with a condition around each block's residual instead.
 """
 
+import itertools
+
 import keras
 import tensorflow as tf
 from keras import layers
@@ -91,7 +93,9 @@ def _run_addition(addition, residual, values):
     def skip():
         if not tf.executing_eagerly():
             return tf.identity(shortcut)
-        weights = [weight for node in residual for weight in node.operation.trainable_weights]
+        # A bare operation, as `2 * x` makes it, has no weights.
+        parts = [getattr(node.operation, "trainable_weights", ()) for node in residual]
+        weights = itertools.chain(*parts)
         return _with_zero_gradients(shortcut, *(weight.value for weight in weights))
 
     values[id(addition.outputs[0])] = tf.cond(drop.operation.draw(), add, skip)

@@ -6,6 +6,8 @@ import keras
 from keras import layers
 
 from keras_resnet.models import ResNet
+from keras_resnet.surgery.classifying import gives_logits
+from keras_resnet.surgery.graph import copy_weights
 
 
 def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
@@ -61,12 +63,12 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
 
 def _copy(model, name):
     copy = type(model).from_config(model.get_config() | {"name": name})
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy
 
 
 def _probabilities(member, inputs):
     outputs = member(inputs)
-    if getattr(member.layers[-1], "activation", None) is keras.activations.linear:
+    if gives_logits(member):
         outputs = layers.Softmax(name=f"{member.name}_softmax", dtype="float32")(outputs)
     return outputs

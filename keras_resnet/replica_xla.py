@@ -15,6 +15,7 @@ import logging
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from keras_resnet import dropping
 
@@ -75,7 +76,7 @@ class ReplicaModel(keras.Model):
         if not (training and self._residuals) or self._is_synchronized:
             return super().call(inputs, training=training, mask=mask)
         standardized = self._standardize_inputs(inputs)
-        if self.jit_compile and any(None in tensor.shape for tensor in standardized):
+        if _xla_compiles() and any(None in tensor.shape for tensor in standardized):
             # XLA cannot differentiate a condition around tensors of open sizes (TensorFlow 2.21).
             return super().call(inputs, training=training, mask=mask)
         return dropping.run(self, standardized, self._residuals)
@@ -287,6 +288,11 @@ class ReplicaModel(keras.Model):
             return
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
+
+
+def _xla_compiles():
+    """Whether what is being traced is for XLA: the step of this model, or of one around it."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _count(x):

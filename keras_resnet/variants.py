@@ -254,6 +254,7 @@ VARIANTS: dict[str, Variant] = {
         _dense(_cifar, "densenet40_12", 12, 12, 16, block="dense", compression=1.0),
         _dense(_cifar, "densenet100_12", 32, 12, 16, block="dense", compression=1.0),
         _dense(_cifar, "densenet100_24", 32, 24, 16, block="dense", compression=1.0),
+        *(_dense(_cifar, f"densenet_bc40_{k}", 6, k, 2 * k) for k in (36, 48, 60)),
         _dense(_cifar, "densenet_bc100_12", 16, 12, 24),
         _dense(_cifar, "densenet_bc250_24", 41, 24, 48),
         _dense(_cifar, "densenet_bc190_40", 31, 40, 80),

@@ -32,7 +32,7 @@ ALLOWED = {
     "replica_xla": ("dropping",),
     "weights": ("layers", "variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
-    "ensemble": ("models", "preprocessing"),
+    "ensemble": ("models", "surgery", "preprocessing"),
     "export": ("layers", "preprocessing", "resampling", "surgery"),
 }
 # Modules of TensorFlow alone, which `models` imports where that is the backend.

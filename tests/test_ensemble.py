@@ -27,10 +27,21 @@ def test_mean_of_the_members(members, images):
 
 def test_members_of_other_networks_and_with_logits(members, images):
     logits = keras_resnet.CifarPlainNet(depth=14, input_shape=(8, 8, 3), classifier_activation=None)
-    pair = ensemble([members[0], logits])
     softmax = keras.ops.softmax(logits.predict(images, verbose=0))
     expected = (members[0].predict(images, verbose=0) + np.asarray(softmax)) / 2
-    np.testing.assert_allclose(pair.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-7)
+    for wrap in (lambda model: model, inside_another, cast):
+        pair = ensemble([wrap(members[0]), wrap(logits)])
+        np.testing.assert_allclose(pair.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-7)
+
+
+def inside_another(model):
+    return keras.Sequential([keras.Input((8, 8, 3)), model])
+
+
+def cast(model):
+    """Behind a softmax, a layer without an activation: it gives no logits."""
+    outputs = keras.layers.Activation("linear", dtype="float32")(model.output)
+    return keras.Model(model.input, outputs)
 
 
 def test_save_and_load(members, images, tmp_path):

@@ -185,7 +185,7 @@ def test_scales_and_mirrored_images_are_averaged(side):
         splits.held_in_memory(images, np.arange(5)),
         dataclasses.replace(PLAIN, antialias=False),
         mode="multi_scale",
-        scales=(8, 4),
+        scales=("8", " 4"),  # as of the command line's `8, 4`
     )
     np.testing.assert_allclose(answers, expected, atol=1e-5)
 

@@ -397,6 +397,18 @@ def test_inside_another_model(decide):
     assert statistics_rest(model, x, lambda x: outer.fit(x, np.zeros((4, 2)), verbose=0))
 
 
+def test_inside_a_model_that_xla_compiles():
+    """The model itself is not asked for XLA, and must not branch around open sizes all the same."""
+    image = keras.Input((4, 4, 3))
+    residual = keras.layers.Conv2D(3, 3, padding="same")(image)
+    residual = StochasticDepth(0.5)(keras_resnet.layers.BatchNormalization()(residual))
+    model = keras_resnet.ResNet(image, keras.layers.Add()([image, residual]))
+    outer = keras.Sequential([model])
+    outer.compile("sgd", "mse", jit_compile=True)
+    x = images(4, 4, 4, 3)
+    assert np.isfinite(outer.fit(x, x, verbose=0).history["loss"][0])
+
+
 def test_two_inputs(decide):
     decide(NONE)
     pair = keras.Input((9, 8, 3)), keras.Input((9, 8, 3))
@@ -454,6 +466,15 @@ def test_three_addends(decide):
     model = keras_resnet.ResNet(image, keras.layers.Add()([image, dropped, image]))
     ones = np.ones((1, 4, 4, 3), "float32")
     assert {float(np.max(model(ones, training=True))) for _ in range(30)} == {2.0, 3.0}
+
+
+def test_a_residual_of_bare_operations(decide):
+    decide({"only": False})
+    image = keras.Input((4, 4, 3))
+    dropped = StochasticDepth(0.5, name="only_drop")(2 * keras.layers.ReLU()(image))
+    model = keras_resnet.ResNet(image, keras.layers.Add()([image, dropped]))
+    ones = np.ones((1, 4, 4, 3), "float32")
+    np.testing.assert_array_equal(model(ones, training=True), ones)
 
 
 def test_frozen_network_stays_as_it_is(decide):

@@ -143,6 +143,64 @@ def test_blocks_that_cannot_be_the_identity_are_refused(options, layer):
     )
 
 
+def of_activations(first, last, residual, **options):
+    """A foreign network of one block, two convolutions with activations of their own."""
+    image = keras.Input((9, 8, 4))
+    x = layers.ReLU()(image)
+    options = {"kernel_size": 3, "padding": "same", "activation": first} | options
+    y = layers.Conv2D(4, **options, name="stage1_block1_conv1")(x)
+    name = "stage1_block1_conv2" if residual else "stage1_block1_out"
+    y = layers.Conv2D(4, 3, padding="same", activation=last, name=name)(y)
+    y = layers.Add(name="stage1_block1_out")([x, y]) if residual else y
+    return look_trained(keras.Model(image, y))
+
+
+@pytest.mark.parametrize("kinds", [("tanh", None, True), ("relu", "relu", False)])
+def test_convolutions_may_have_activations_of_their_own(kinds):
+    model = of_activations(*kinds)
+    deep, x = deepen(model, 2), images(model)
+    np.testing.assert_array_equal(outputs(deep, x), outputs(model, x))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "layer"),
+    [
+        (("relu", "sigmoid", True), "conv2"),
+        (("relu", "relu", True), "conv2"),  # it would never learn
+        (("tanh", "relu", False), "conv1"),
+        (("relu", None, False), "conv1"),  # would cut what is negative behind it
+    ],
+)
+def test_activations_that_change_what_passes_are_refused(kinds, layer):
+    with pytest.raises(ValueError, match=f"Received: layer 'stage1_block1_{layer}' .Conv2D."):
+        deepen(of_activations(*kinds), 1)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_an_even_kernel_has_a_centre_unless_it_is_dilated(dilation):
+    options = {"kernel_size": 2, "dilation_rate": dilation}
+    model = of_activations("relu", "relu", False, **options)
+    if dilation == 2:
+        with pytest.raises(ValueError, match=r"layer 'stage1_block1_conv1' .Conv2D."):
+            deepen(model, 1)
+    else:
+        x = images(model)
+        np.testing.assert_array_equal(outputs(deepen(model, 1), x), outputs(model, x))
+
+
+def test_stages_that_end_in_their_down_sampling_are_not_prolonged():
+    model = network("resnet50v2", (2, 2), (33, 40, 3), filters=(4, 8), stride_in_last_block=True)
+    with pytest.raises(ValueError) as error:
+        deepen(model, {"stage1": 1})
+    assert str(error.value) == (
+        "The stages end in their down-sampling: new blocks behind it would be of the next stage. "
+        "Expected blocks for stage2 alone, e.g. {'stage2': 2}. "
+        "Received: 'resnet50v2' with stride_in_last_block=True, blocks={'stage1': 1}."
+    )
+    deep, x = deepen(model, {"stage2": 1}), images(model)
+    np.testing.assert_array_equal(outputs(deep, x), outputs(model, x))
+
+
 def test_errors_of_arguments():
     model = network("cifar_resnet20", (1, 1))
     with pytest.raises(ValueError) as error:

@@ -7,7 +7,8 @@ import reference
 from keras import layers
 from trained import images, look_trained, network, outputs
 
-from keras_resnet import CifarResNet20, ResNet
+from keras_resnet import CifarResNet20, ResNet, ensemble
+from keras_resnet.export.inference import inference_model
 from keras_resnet.surgery import batch_norm_folds, deepen, fold_batch_norm, to_plain
 
 CONVOLUTIONS = {
@@ -17,6 +18,8 @@ CONVOLUTIONS = {
     "dilated": layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
     "grouped": layers.Conv2D(6, 3, groups=2),
     "depthwise": layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False),
+    "separable": layers.SeparableConv2D(5, 3, use_bias=False),
+    "transposed": layers.Conv2DTranspose(5, 3),
     "dense": layers.Dense(5),
 }
 
@@ -51,7 +54,9 @@ def float64():
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-@pytest.mark.parametrize("norm", [{}, {"scale": False}, {"center": False, "epsilon": 1e-2}])
+@pytest.mark.parametrize(
+    "norm", [{}, {"scale": False}, {"center": False, "epsilon": 1e-2}, {"renorm": True}]
+)
 def test_every_kind_of_convolution(float64, kind, norm):
     layer = CONVOLUTIONS[kind]
     layer = layer.from_config(layer.get_config() | {"dtype": "float64"})
@@ -119,6 +124,13 @@ class Doubled(layers.Conv2D):
         return 2 * super().call(inputs) ** 2
 
 
+class Activated(layers.BatchNormalization):
+    """A batch normalisation that does more."""
+
+    def call(self, inputs, training=None, mask=None):
+        return keras.ops.relu(super().call(inputs, training=training, mask=mask))
+
+
 def two_consumers(norm):
     x = layers.Conv2D(4, 3, padding="same")(image := keras.Input((9, 8, 4)))
     return keras.Model(image, layers.Add()([x, norm(x)]))
@@ -156,6 +168,7 @@ def batch_statistics(norm):
         lambda norm: small(Doubled(4, 3), norm),
         lambda norm: small(norm, layers.Conv2D(4, 3)),
         lambda norm: small(layers.Conv2D(4, 3), layers.ReLU(), norm),
+        lambda norm: small(layers.Conv2D(4, 3), Activated.from_config(norm.get_config())),
     ],
 )
 def test_what_cannot_be_folded_is_left(float64, draw):
@@ -198,6 +211,19 @@ def test_the_copy_is_a_resnet_and_the_original_is_untouched(tmp_path):
     folded.save(tmp_path / "folded.keras")
     loaded, x = keras.models.load_model(tmp_path / "folded.keras"), images(model)
     np.testing.assert_array_equal(outputs(loaded, x), outputs(folded, x))
+
+
+def test_means_and_variances_that_a_layer_has_adapted_to_are_kept():
+    """Keras's Normalization computes with constants, which `set_weights` does not renew."""
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3.0, 5.0, size=(8, 9, 8, 4)))
+    model = small(normalization, layers.Conv2D(5, 3), layers.BatchNormalization())
+    x = images(model)
+    folded = fold_batch_norm(model)
+    np.testing.assert_allclose(outputs(folded, x), outputs(model, x), rtol=0, atol=1e-5)
+    model = small(normalization, layers.GlobalAveragePooling2D(), layers.Softmax())
+    for copy in (ensemble([model, model]), inference_model(model)):
+        np.testing.assert_allclose(outputs(copy, x), outputs(model, x), rtol=0, atol=1e-6)
 
 
 def test_dtype_policies_are_kept():

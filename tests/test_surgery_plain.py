@@ -14,8 +14,11 @@ from structure import build_unallocated
 from trained import images, look_trained, network, outputs
 
 from keras_resnet import CifarResNet20, ResNet, count_macs, preprocess_input
+from keras_resnet.axes import resolve
 from keras_resnet.preprocessing import CIFAR10
 from keras_resnet.surgery import fold_batch_norm, plain_cost, to_plain, to_residual
+from keras_resnet.surgery.graph import Graph
+from keras_resnet.surgery.pattern import is_addition
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,7 +33,9 @@ def check_plain(model, max_cost=3.0, tolerance=1e-10):
     cost, x = plain_cost(model), images(model)
     plain = to_plain(model, max_cost=max_cost)
     np.testing.assert_allclose(outputs(plain, x), outputs(model, x), rtol=0, atol=tolerance)
-    assert not any(isinstance(layer, layers.Add) for layer in plain._flatten_layers())
+    assert not any(map(is_addition, Graph(plain).nodes))
+    if isinstance(model, ResNet):
+        assert resolve(plain.variant, {}).shortcut == "none"
     assert cost.parameters == model.count_params()
     assert cost.plain_parameters == plain.count_params()
     if None not in model.input_shape[1:]:
@@ -123,6 +128,8 @@ def test_the_result_is_a_resnet_of_the_same_names(tmp_path):
 def one_layer_blocks(strides=1, padding="same", kernel_size=3, source=("relu",)):
     """Two relu(BN(conv x) + x), the first with a projection, on foreign layers."""
     x = image = keras.Input((9, 8, 4))
+    if not source:
+        x = layers.BatchNormalization()(layers.DepthwiseConv2D(3, use_bias=False)(x))
     for activation in source:
         x = layers.Activation(activation)(x)
     y = layers.Conv2D(6, kernel_size, strides=strides, padding=padding)(x)
@@ -145,11 +152,12 @@ def test_one_layer_blocks_keep_their_width(float64, strides, kernel_size, source
     assert plain.count_params() == fold_batch_norm(model).count_params() - projection
 
 
-def test_signed_input_of_a_two_layer_block(float64):
+@pytest.mark.parametrize("add", [layers.add, lambda pair: pair[0] + pair[1]])
+def test_signed_input_of_a_two_layer_block(float64, add):
     x = image = keras.Input((9, 8, 4))
     for _ in range(2):
         y = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(x))
-        x = layers.Add()([layers.Conv2D(4, 3, padding="same")(y), x])
+        x = add([layers.Conv2D(4, 3, padding="same")(y), x])
     plain = check_plain(look_trained(keras.Model(image, x)))
     # Paper arithmetic: 3 times the weights of the block.
     assert plain.count_params() == 2 * (3 * 2 * 9 * 4 * 4 + 12 + 4)
@@ -178,7 +186,8 @@ def test_to_residual_and_back(float64):
 
 def test_to_residual_of_grouped_and_dilated_convolutions(float64):
     x = image = keras.Input((9, 8, 4))
-    for options in ({"groups": 2}, {"dilation_rate": 2}, {"kernel_size": 5}):
+    centreless = {"kernel_size": 2, "dilation_rate": 2}  # between its taps
+    for options in ({"groups": 2}, {"dilation_rate": 2}, {"kernel_size": 5}, centreless):
         options = {"kernel_size": 3, "padding": "same"} | options
         x = layers.ReLU()(layers.Conv2D(4, **options)(x))
     model = look_trained(keras.Model(image, x))
@@ -287,6 +296,24 @@ def test_models_without_the_pattern_are_refused(name, options, received):
     with pytest.raises(ValueError) as error:
         to_plain(network(name, (1, 1), **options))
     assert str(error.value) == EXPECTED + received
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "residual"),
+    [
+        (layers.Conv2D(4, 3, padding="same"), {"padding": "same"}),
+        (layers.Conv2D(4, 1, strides=2), {}),  # from 4 to 2 pixels both, but not to the same ones
+        (layers.Conv2D(1, 1), {"padding": "same"}),  # one channel is added to all
+    ],
+)
+def test_shortcuts_that_one_tap_cannot_be_are_refused(shortcut, residual):
+    image = keras.Input((4, 4, 4))
+    x = layers.ReLU()(image)
+    y = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(x))
+    y = layers.Conv2D(4, 3, **residual)(y)
+    total = layers.Add(name="total")([y, shortcut(x)])
+    with pytest.raises(ValueError, match="these additions are none: total"):
+        to_plain(keras.Model(image, total), max_cost=9)
 
 
 def test_to_residual_wants_layers_that_keep_the_shape():

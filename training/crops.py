@@ -57,7 +57,7 @@ class Crops:
                 f"Received: {', '.join(map(str, self.scales))} with {self.mode!r}. "
                 "Did you mean 'multi_scale'?"
             )
-        if not all(str(scale).isdecimal() and int(scale) for scale in self.scales):
+        if not all(str(scale).strip().isdecimal() and int(scale) for scale in self.scales):
             raise ValueError(
                 "A scale is the length of the image's shorter side. Expected positive whole "
                 f"numbers of pixels. Received: {', '.join(map(str, self.scales))}"

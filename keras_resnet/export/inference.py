@@ -6,7 +6,8 @@ import keras
 from keras import layers
 
 from keras_resnet.layers import GroupedConv2D
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph
+from keras_resnet.surgery.classifying import gives_logits
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_weights
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 # Means over many values, logits and probabilities.
@@ -38,7 +39,7 @@ def inference_model(model: keras.Model) -> keras.Model:
     """
     _check_classifier(model)
     copy = _copy(model, lambda layer: "float32")
-    if getattr(model.layers[-1], "activation", None) is keras.activations.linear:
+    if gives_logits(model):
         copy = keras.Model(copy.inputs, layers.Softmax(dtype="float32")(copy.outputs[0]))
     return copy
 
@@ -110,7 +111,7 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
             ) from error
 
     copy = keras.models.clone_model(model, clone_function=copy_of, recursive=True)
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy
 
 

@@ -1,8 +1,19 @@
-"""Another classifier on a trained network."""
+"""The classifier of a trained network: another one, and what it gives."""
 
 import keras
+from keras import layers
 
-from keras_resnet.surgery.graph import Edit, rewrite
+from keras_resnet.surgery.graph import Edit, Graph, functional, is_model, rewrite
+from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE
+
+# Behind logits they give logits.
+_HANDS_ON = (
+    *NOTHING_AT_INFERENCE,
+    layers.Average,
+    layers.Flatten,
+    layers.GlobalAveragePooling2D,
+    layers.Reshape,
+)
 
 
 def new_classifier(model: keras.Model, classes: int) -> keras.Model:
@@ -28,3 +39,23 @@ def new_classifier(model: keras.Model, classes: int) -> keras.Model:
     features = head.kernel.shape[0]
     weights = [head.kernel_initializer((features, classes)), head.bias_initializer((classes,))]
     return rewrite(model, {head: Edit({"units": classes}, weights)}, calls={})
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether a classifier ends in logits: what computes last has the activation "linear".
+
+    That may stand in a model inside the model. What only hands on does not count, as the
+    `Activation("linear", dtype="float32")` behind a softmax in half precision.
+    """
+    graph = Graph(model)
+    node = graph.producer(functional(model).outputs[0])
+    while node:
+        layer = node.operation
+        if is_model(layer):
+            return gives_logits(layer)
+        is_linear = getattr(layer, "activation", None) is keras.activations.linear
+        casts = is_linear and isinstance(layer, layers.Activation)
+        if not casts and not isinstance(layer, _HANDS_ON):
+            return is_linear
+        node = graph.producer(node.input_tensors[0])
+    return False

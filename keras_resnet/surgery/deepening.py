@@ -36,8 +36,8 @@ def deepen(model: keras.Model, blocks: int | dict[str, int]) -> keras.Model:
 
     Raises:
         ValueError: If the model has no graph or no such blocks, a stage or number is not possible,
-            or a block cannot be the identity, and learn: those that gate or scale their shortcut,
-            change the width, or end their residual in a ReLU.
+            a stage ends in its down-sampling, or a block cannot be the identity, and learn: those
+            that gate or scale their shortcut, change the width, or end their residual in a ReLU.
 
     Reference: He et al. 2015, section 1; Goyal et al. 2017, section 5.1; Chen et al. 2016
     (Net2Net), section 2.2.
@@ -48,6 +48,7 @@ def deepen(model: keras.Model, blocks: int | dict[str, int]) -> keras.Model:
     graph = Graph(model)
     ends = _last_blocks(model, graph)
     inserted = _checked(blocks, ends)
+    _check_down_sampling(graph, inserted)
     calls = {}
     for stage, count in inserted.items():
         if count:
@@ -88,6 +89,20 @@ def _checked(blocks, stages):
                 f"least 0, or such integers by stage. Received: blocks={blocks!r}."
             )
     return inserted
+
+
+def _check_down_sampling(graph, inserted):
+    """What follows the last block of a stage must be of the stage's size."""
+    for model in graph.models.values():
+        variant = getattr(model, "variant", None)
+        if variant and variant.stride_in_last_block:
+            last = f"stage{len(variant.blocks)}"
+            if any(count for stage, count in inserted.items() if stage != last):
+                raise ValueError(
+                    "The stages end in their down-sampling: new blocks behind it would be of the "
+                    f"next stage. Expected blocks for {last} alone, e.g. {{{last!r}: 2}}. "
+                    f"Received: {model.name!r} with stride_in_last_block=True, blocks={inserted}."
+                )
 
 
 def _followed_by(template, count):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Edit, Graph, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu
 
 _DEVIATIONS = 6.0  # from the mean, within which nearly all values are
@@ -116,4 +116,5 @@ def _writes(layer):
 
 
 def _reads(layer):
-    return isinstance(layer, layers.BatchNormalization) and layer.scale and layer.axis in (-1, 3)
+    is_plain = type(layer) in BATCH_NORMS and not layer.renorm
+    return is_plain and layer.scale and layer.axis in (-1, 3)

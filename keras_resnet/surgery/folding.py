@@ -4,15 +4,19 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Edit, Graph, rewrite
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Edit, Graph, rewrite
 
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 # Exactly these: a subclass may do something else with its kernel.
 _CONVOLUTIONS = (
     layers.Conv1D,
     *CONVOLUTIONS_2D,
     layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+    *_TRANSPOSED,
     layers.Dense,
 )
 
@@ -49,10 +53,10 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     """Folds every batch normalisation that follows a convolution into it, for inference.
 
     W' = W s and b' = beta + (b - mean) s, with s = gamma / sqrt(variance + epsilon) in float64.
-    Convolutions of any kind (grouped, dilated, depthwise) and dense layers take part, where the
-    batch normalisation is their only consumer and no activation stands between. It stays where it
-    follows something else, e.g. an addition in pre-activation networks: the ReLU and the padding
-    behind it do not let it through. `batch_norm_folds` tells before.
+    Convolutions of any kind (grouped, dilated, depthwise, separable, transposed) and dense layers
+    take part, where the batch normalisation is their only consumer and no activation stands
+    between. It stays where it follows something else, e.g. an addition in pre-activation networks:
+    the ReLU and the padding behind it do not let it through. `batch_norm_folds` tells before.
 
     Args:
         model: Functional or built Sequential model, of this package or not, with models inside it
@@ -80,7 +84,7 @@ def find_folds(graph: Graph) -> dict:
     folds = {}
     for node in graph.nodes:
         norm = node.operation
-        if not isinstance(norm, layers.BatchNormalization):
+        if type(norm) not in BATCH_NORMS:
             continue
         before = graph.producer(node.input_tensors[0])
         if not before or not graph.is_private(before) or not graph.is_called_once(node):
@@ -101,7 +105,8 @@ def passed(layer, x, **kwargs):
 
 def _is_linear(conv):
     """Whether nothing but kernel and bias makes the output (no activation, LoRA, int8)."""
-    has_plain_weights = len(conv.weights) == 1 + conv.use_bias
+    kernels = 2 if isinstance(conv, _SEPARABLE) else 1
+    has_plain_weights = len(conv.weights) == kernels + conv.use_bias
     return has_plain_weights and conv.activation is keras.activations.linear
 
 
@@ -113,7 +118,7 @@ def _same_axis(conv, norm_node):
 
 def scale_and_bias(norm: layers.BatchNormalization):
     """What a batch normalisation does at inference, x scale + bias, in float64."""
-    mean, variance = (np.float64(weight) for weight in norm.get_weights()[-2:])
+    mean, variance = np.float64(norm.moving_mean), np.float64(norm.moving_variance)
     gamma = np.float64(norm.gamma) if norm.scale else 1.0
     beta = np.float64(norm.beta) if norm.center else 0.0
     scale = gamma / np.sqrt(variance + norm.epsilon)
@@ -121,9 +126,13 @@ def scale_and_bias(norm: layers.BatchNormalization):
 
 
 def _folded_weights(conv, norm):
-    kernel, *bias = (np.float64(weight) for weight in conv.get_weights())
+    weights = [np.float64(weight) for weight in conv.get_weights()]
     scale, shift = scale_and_bias(norm)
-    # A depthwise kernel ends in (channels, multiplier), any other in its filters.
-    depthwise = isinstance(conv, (layers.DepthwiseConv1D, layers.DepthwiseConv2D))
-    filters = kernel.shape[-2:] if depthwise else kernel.shape[-1:]
-    return [kernel * scale.reshape(filters), shift + (bias[0] * scale if bias else 0.0)]
+    bias = weights.pop() * scale if conv.use_bias else 0.0
+    *kernels, kernel = weights  # the last of a separable convolution is the pointwise one
+    # A depthwise kernel ends in (channels, multiplier), a transposed one in (filters, channels).
+    if isinstance(conv, _DEPTHWISE):
+        scale = scale.reshape(kernel.shape[-2:])
+    elif isinstance(conv, _TRANSPOSED):
+        scale = scale[:, None]
+    return [*kernels, kernel * scale, shift + bias]

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import keras
 
-from keras_resnet.layers import GroupedConv2D
+from keras_resnet.layers import BatchNormalization, GroupedConv2D
 from keras_resnet.models import ResNet
 from keras_resnet.variants import Variant
 
 # By type: a subclass may do more than its parent.
 CONVOLUTIONS_2D = (keras.layers.Conv2D, GroupedConv2D)
+BATCH_NORMS = (keras.layers.BatchNormalization, BatchNormalization)
 
 
 def functional(model) -> keras.Model:
@@ -105,6 +106,14 @@ def copy_layer(layer, **config):
     return type(layer).from_config(layer.get_config() | config)
 
 
+def copy_weights(original: keras.Layer, copy: keras.Layer) -> None:
+    """Gives a copy of a layer or model the weights of the original, and what follows from them."""
+    copy.set_weights(original.get_weights())
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with constants made of its weights
+
+
 def replay(nodes: Iterable, tensors: dict, call: Callable):
     """Makes the calls of `nodes` anew.
 
@@ -187,9 +196,10 @@ class _Copy:
 
     def __call__(self, *args, **kwargs):
         outputs = self.layer(*args, **kwargs)
-        if getattr(self.layer, "weights", None):
-            given = self.weights is not None
-            self.layer.set_weights(self.weights if given else self.original.get_weights())
+        if self.weights is not None:
+            self.layer.set_weights(self.weights)
+        elif getattr(self.layer, "weights", None):
+            copy_weights(self.original, self.layer)
         return outputs
 
 

@@ -1,11 +1,17 @@
 """Copying a block so that the copy is the identity."""
 
+import keras
 import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_layer, replay
-from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE, is_relu, non_negative_tensors
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D, Graph, copy_layer, replay
+from keras_resnet.surgery.pattern import (
+    NOTHING_AT_INFERENCE,
+    ends_in_relu,
+    is_relu,
+    non_negative_tensors,
+)
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
@@ -70,6 +76,8 @@ class Template:
 
     def _walk_back(self, source):
         tensor = self._end
+        # Copies see what the block puts out: that must be what ReLU does not change.
+        takes_relu = id(self._end) in non_negative_tensors(self._graph)
         while id(tensor) not in self._starts:
             node = self._graph.producer(tensor)
             layer, tensor = node.operation, node.input_tensors[0]
@@ -78,12 +86,15 @@ class Template:
                 self._silence(residual, layer)
                 if source.shape != self._end.shape:  # where nothing changes, nothing is needed
                     self._starts.add(id(tensor))
-            elif isinstance(layer, layers.BatchNormalization):
+            elif type(layer) in BATCH_NORMS:
                 self._settings[layer] = _undo
             elif type(layer) in CONVOLUTIONS_2D and layer.filters == self._channels(layer):
                 self._settings[layer] = _make_delta
+                passes = _is_linear(layer) or (takes_relu and ends_in_relu(layer))
+                if not (passes and _has_centre(layer)):
+                    raise self._error(layer)
             elif is_relu(layer):
-                if id(source) not in non_negative_tensors(self._graph):
+                if not takes_relu:
                     raise self._error(layer)
             elif not isinstance(layer, (*NOTHING_AT_INFERENCE, layers.ZeroPadding2D)):
                 raise self._error(layer)
@@ -98,7 +109,7 @@ class Template:
                 tensor = next(x for x in node.input_tensors if x.shape == shape)
             elif isinstance(layer, (*NOTHING_AT_INFERENCE, StochasticDepth)):
                 tensor = node.input_tensors[0]
-            elif isinstance(layer, _CONVOLUTIONS) or getattr(layer, "gamma", None) is not None:
+            elif _can_vanish(layer):
                 self._settings[layer] = _make_zero
                 return
             else:
@@ -132,6 +143,23 @@ class Template:
         )
 
 
+def _is_linear(conv):
+    return conv.activation is keras.activations.linear
+
+
+def _has_centre(conv):
+    """Whether a tap sees the pixel that is written: of an even size, dilated, none does."""
+    taps = zip(conv.kernel_size, conv.dilation_rate)
+    return all(size % 2 or dilation == 1 for size, dilation in taps)
+
+
+def _can_vanish(layer):
+    """Whether a layer gives 0 at weights of 0, and a gradient."""
+    if isinstance(layer, _CONVOLUTIONS):
+        return _is_linear(layer)
+    return getattr(layer, "gamma", None) is not None
+
+
 def _make_zero(layer):
     """Sets gamma and beta, or kernel and bias, to 0."""
     is_norm = isinstance(layer, layers.BatchNormalization)
@@ -150,7 +178,12 @@ def _make_delta(conv):
 
 def _undo(norm):
     """Sets statistics whose variance and epsilon add up to 1 exactly, and gamma 1."""
-    affine = [np.ones(norm.gamma.shape)] if norm.scale else []
-    affine += [np.zeros(norm.beta.shape)] if norm.center else []
-    mean = np.zeros(norm.moving_mean.shape)
-    norm.set_weights([*affine, mean, mean + 1.0 - norm.epsilon])
+    zeros = np.zeros(norm.moving_mean.shape)
+    for weight, value in (
+        (norm.gamma, zeros + 1.0),
+        (norm.beta, zeros),
+        (norm.moving_mean, zeros),
+        (norm.moving_variance, zeros + 1.0 - norm.epsilon),
+    ):
+        if weight is not None:
+            weight.assign(value)

@@ -10,9 +10,11 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_resnet.layers import StochasticDepth, ZeroPadShortcut
+from keras_resnet.surgery.graph import BATCH_NORMS, CONVOLUTIONS_2D
 
 # One-layer, two-layer and bottleneck residuals, with or without pre-activation.
 _RESIDUAL = re.compile(r"(b?r)?(p?c)(rp?c)*s?")
@@ -22,7 +24,6 @@ _KEEPS_SIGN = (
     *NOTHING_AT_INFERENCE,
     StochasticDepth,
     ZeroPadShortcut,
-    layers.Add,
     layers.ZeroPadding2D,
     layers.MaxPooling2D,
     layers.AveragePooling2D,
@@ -78,6 +79,18 @@ def is_relu(layer) -> bool:
     return isinstance(layer, layers.Activation) and layer.activation is keras.activations.relu
 
 
+def ends_in_relu(layer) -> bool:
+    """Whether a layer is ReLU, or a convolution that has it as its activation."""
+    is_convolution = type(layer) in CONVOLUTIONS_2D
+    return is_relu(layer) or (is_convolution and layer.activation is keras.activations.relu)
+
+
+def is_addition(node) -> bool:
+    """Whether a call adds tensors: `layers.Add`, or the operation that `x + y` makes."""
+    adds = isinstance(node.operation, layers.Add) or type(node.operation).__name__ == "Add"
+    return adds and len(node.input_tensors) > 1
+
+
 def find_blocks(graph, folds=()) -> tuple[list[Block], list[str]]:
     """The residual blocks of a graph.
 
@@ -90,7 +103,7 @@ def find_blocks(graph, folds=()) -> tuple[list[Block], list[str]]:
     """
     blocks, others, non_negative = [], [], non_negative_tensors(graph)
     for node in graph.nodes:
-        if isinstance(node.operation, layers.Add):
+        if is_addition(node):
             block = _block(graph, node, folds, non_negative)
             if block:
                 blocks.append(block)
@@ -103,15 +116,18 @@ def non_negative_tensors(graph) -> set[int]:
     """The ids of the tensors that cannot be negative, as far as that is plain to see."""
     known = set()
     for node in graph.nodes:
-        keeps = isinstance(node.operation, _KEEPS_SIGN)
-        if is_relu(node.operation) or (keeps and known.issuperset(map(id, node.input_tensors))):
+        keeps = isinstance(node.operation, _KEEPS_SIGN) or is_addition(node)
+        if ends_in_relu(node.operation) or (
+            keeps and known.issuperset(map(id, node.input_tensors))
+        ):
             known.update(map(id, node.outputs))
     return known
 
 
 def _block(graph, addition, folds, non_negative):
     """The block that ends in an addition, or `None`."""
-    if len(addition.input_tensors) != 2 or not graph.is_called_once(addition):
+    shapes = {tuple(tensor.shape) for tensor in addition.input_tensors}
+    if len(addition.input_tensors) != 2 or len(shapes) > 1 or not graph.is_called_once(addition):
         return None
     ways = [_way_back(graph, tensor) for tensor in addition.input_tensors]
     shared = set(map(id, ways[1]))
@@ -131,6 +147,8 @@ def _block(graph, addition, folds, non_negative):
         return None
     spellings = ("".join(_letter(node, folds) for node in path) for path in (residual, shortcut))
     if not all(map(re.fullmatch, (_RESIDUAL, _SHORTCUT), spellings)):
+        return None
+    if _reach(shortcut)[1] > 1 or _strides(shortcut) != _strides(residual):
         return None
     links = _links(residual, folds)
     if any(link.tap is None for link in links):
@@ -160,6 +178,12 @@ def _reach(path):
     return len(sizes), sum(map(math.prod, sizes))
 
 
+def _strides(path):
+    """Rows and columns of a path's input between two pixels of its output."""
+    strides = [np.broadcast_to(getattr(node.operation, "strides", 1), 2) for node in path]
+    return np.prod([(1, 1), *strides], axis=0).tolist()
+
+
 def _is_convolution(layer):
     is_plain = type(layer) is layers.Conv2D and layer.groups == 1
     return is_plain and layer.activation is keras.activations.linear
@@ -169,7 +193,7 @@ def _letter(node, folds):
     layer = node.operation
     if layer in folds or isinstance(layer, NOTHING_AT_INFERENCE):
         return ""
-    if isinstance(layer, layers.BatchNormalization):
+    if type(layer) in BATCH_NORMS:
         return "?" if node.arguments.kwargs.get("training") else "b"
     for letter, applies in (
         ("r", is_relu(layer)),

@@ -68,7 +68,7 @@ def plain_cost(model: keras.Model) -> PlainCost:
     """
     graph = Graph(model)
     folds = find_folds(graph)
-    biased = set(folds.values())
+    biased = {conv: norm.moving_mean.shape[0] for norm, conv in folds.items()}
     parameters = model.count_params() + sum(
         _parameters(conv, biased) - conv.count_params() - norm.count_params()
         for norm, conv in folds.items()
@@ -147,9 +147,9 @@ def to_plain(model: keras.Model, *, max_cost: float = 3.0) -> keras.Model:
                 edits[link.layer] = Edit(config, [kernel, bias])
             else:
                 calls[link.layer] = _preceded(block, link.layer, kernel, bias)
-    return rewrite(
-        model, edits, calls, lambda variant: dataclasses.replace(variant, shortcut="none")
-    )
+    # Survival is a factor of the kernels now, and nothing starts at zero.
+    plain = {"shortcut": "none", "survival_probability": 1.0, "zero_init_residual": False}
+    return rewrite(model, edits, calls, lambda variant: dataclasses.replace(variant, **plain))
 
 
 def _blocks_or_error(model, graph, folds=()):
@@ -171,7 +171,7 @@ def _blocks_or_error(model, graph, folds=()):
 def _parameters(layer, biased):
     """Weights of a layer when batch normalisation has been folded and brought it a bias."""
     gets_bias = layer in biased and not layer.use_bias
-    return layer.count_params() + (layer.kernel.shape[-1] if gets_bias else 0)
+    return layer.count_params() + (biased[layer] if gets_bias else 0)
 
 
 def _kernel_size(layer):

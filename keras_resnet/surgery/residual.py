@@ -54,7 +54,8 @@ def _keeps_shape(node):
     if type(conv) not in CONVOLUTIONS_2D or conv.activation is not keras.activations.linear:
         return False
     inputs = conv.kernel.shape[-2] * conv.groups
-    return inputs == conv.filters and conv.padding == "same" and set(conv.strides) == {1}
+    keeps = inputs == conv.filters and conv.padding == "same" and set(conv.strides) == {1}
+    return keeps and convolution_tap(node) is not None
 
 
 def _without_identity(node):
