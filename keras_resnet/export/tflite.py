@@ -148,6 +148,7 @@ def tflite(
             export=run,
             model=keras_model,
             prepare=prepare,
+            batch_size=batch_size or 1,
             examples=examples,
             tolerance=tolerance or TOLERANCES[quantization],
             operations=count_operations(converted.content),
