@@ -265,6 +265,24 @@ def test_batch_normalisation_that_stays_is_a_convolution_in_integers(tmp_path):
     assert report.layer_errors["stage2_block1_relu1"] < 0.05
 
 
+def test_normalised_features_and_a_bare_operation_at_the_end_are_integers_too(tmp_path):
+    images = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, activation="relu")(keras.layers.RandomFlip()(images))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    norm = keras.layers.BatchNormalization(name="late")
+    outputs = keras.ops.softmax(keras.layers.Dense(3, name="logits")(norm(x)))
+    network = keras.Model(images, outputs)
+    norm.gamma.assign(np.geomspace(0.01, 10, 8))
+    report = export.tflite(
+        network, tmp_path / "m.tflite", quantization="int8", representative_data=IMAGES
+    )
+    assert_integer_throughout(report.path)
+    assert "MUL" not in report.operations
+    assert report.operations["SOFTMAX"] == 1
+    assert "logits" in report.layer_errors
+    assert max(report.layer_errors.values()) < 0.05
+
+
 def test_an_outlier_among_the_calibration_images_does_not_coarsen_the_steps(
     model, tmp_path, monkeypatch
 ):

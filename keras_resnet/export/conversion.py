@@ -72,7 +72,7 @@ def convert(
         outputs = layer_outputs(model, images, instead)
         for name, tensor in outputs.items():  # of layers that do nothing, the scope is another's
             scopes.setdefault(tensor.op.name.rpartition("/")[0], name)
-        return {"probabilities": outputs[model.layers[-1].name]}
+        return {"probabilities": outputs[calls_in_order(model)[-1].operation.name]}
 
     with tempfile.TemporaryDirectory() as folder:
         # Never `from_concrete_functions`: it loses the weights of Keras 3 models without a word.
@@ -105,7 +105,7 @@ def layer_outputs(model: keras.Model, images, instead: Mapping | None = None) ->
 
 
 def as_convolution(norm: layers.BatchNormalization):
-    """A batch normalisation of channels-last images at inference, as a depthwise 1x1 convolution.
+    """A channels-last batch normalisation at inference, as a depthwise 1x1 convolution.
 
     Integer convolutions have a scale for each channel and round once. TFLite's multiplication has
     one scale for all channels, and rounds before the addition as well.
@@ -122,9 +122,13 @@ def as_convolution(norm: layers.BatchNormalization):
     kernel = scale[np.newaxis, np.newaxis, :, np.newaxis]
 
     def normalize(images, **_):
+        shape = images.shape
         with tf.name_scope(norm.name):
+            if len(shape) != 4:  # behind the pooling
+                images = tf.reshape(images, (-1, 1, 1, scale.size))
             images = tf.nn.depthwise_conv2d(images, kernel, (1, 1, 1, 1), "VALID")
-            return tf.nn.bias_add(images, bias)
+            images = tf.nn.bias_add(images, bias)
+            return images if len(shape) == 4 else tf.reshape(images, (-1, *shape[1:]))
 
     return normalize
 
