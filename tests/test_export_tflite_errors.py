@@ -237,6 +237,24 @@ def test_a_layer_that_tflite_does_not_know_is_named(model, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_layers_without_integer_kernels_are_named_where_integers_are_asked_for(tmp_path):
+    images = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 3, activation="gelu")(images)  # has one
+    x = keras.layers.GroupNormalization(2, name="grouped")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ELU(name="odd_one")(x))
+    network = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+    with pytest.raises(ValueError, match="TFLite has no integer kernels") as error:
+        export.tflite(
+            network, tmp_path / "m.tflite", quantization="int8", representative_data=IMAGES
+        )
+    assert str(error.value) == (
+        "TFLite has no integer kernels for the model with quantization='int8'. Expected layers "
+        "that it computes in integers. Received: layers grouped, odd_one. Replace them, or try "
+        "quantization='dynamic'."
+    )
+    assert os.listdir(tmp_path) == []
+
+
 # Disks
 
 
