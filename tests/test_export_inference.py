@@ -76,6 +76,19 @@ def test_images_are_not_augmented_however_the_model_is_called():
     assert np.abs(outputs(augmented) - expected).max() > 1e-3  # Keras does, outside of `predict`
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_images_are_float32_whatever_keras_computes_in(dtype):
+    keras.backend.set_floatx(dtype)
+    try:
+        model = network(layers.Softmax())
+    finally:
+        keras.backend.set_floatx("float32")
+    assert model.inputs[0].dtype == dtype
+    copy = inference_model(model)
+    assert (copy.inputs[0].dtype, copy.outputs[0].dtype) == ("float32", "float32")
+    np.testing.assert_allclose(outputs(copy), outputs(model), atol=1e-2)
+
+
 def test_a_layer_that_is_quantised_already_is_named():
     model = network(layers.Dense(3, name="last"))
     model.get_layer("last").quantize("int8")

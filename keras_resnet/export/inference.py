@@ -153,8 +153,17 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
             kwargs["training"] = False  # layers that augment images do so unless they are told
         return layer(*args, **kwargs)
 
+    def input_like(tensor):
+        dtype = "float32" if "float" in tensor.dtype else tensor.dtype
+        return keras.Input(batch_shape=tensor.shape, dtype=dtype, name=tensor.name)
+
+    graph = functional(model)
     copy = keras.models.clone_model(
-        functional(model), clone_function=copy_of, call_function=call, recursive=True
+        graph,
+        input_tensors=keras.tree.map_structure(input_like, graph.input),
+        clone_function=copy_of,
+        call_function=call,
+        recursive=True,
     )
     copy.set_weights(model.get_weights())
     return copy
