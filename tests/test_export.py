@@ -17,6 +17,7 @@ import keras_resnet
 from keras_resnet import export
 from keras_resnet.export import ExportMismatch, Tolerance
 from keras_resnet.export.examples import Examples
+from keras_resnet.export.staging import staged
 
 # The functions of these modules hide the modules themselves behind their names.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
@@ -427,6 +428,27 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export.saved_model(model, tmp_path / "m", examples=RAW)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_moved_into_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+    earlier, rename = tmp_path / "m", pathlib.Path.rename
+    earlier.mkdir()
+    (earlier / "file").write_text("good")
+
+    def busy(path, target):
+        if (path / "new").exists():
+            raise OSError(16, "Device or resource busy")
+        return rename(path, target)
+
+    def replace():
+        with staged(earlier) as made:
+            made.mkdir()
+            (made / "new").write_text("new")
+
+    monkeypatch.setattr(pathlib.Path, "rename", busy)
+    with pytest.raises(export.WriteError, match="busy"):
+        replace()
+    assert contents(tmp_path) == {pathlib.Path("m/file"): b"good"}
 
 
 def test_import_does_not_import_tensorflow():
