@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import pathlib
 
 import exported
 import keras
@@ -15,6 +16,8 @@ from exported import IMAGES, LABELS, PREPROCESSING, RAW, contents, make_model, r
 import keras_resnet
 from keras_resnet import export
 from keras_resnet.export import ExportMismatch, Tolerance, signatures
+from keras_resnet.export.examples import Examples
+from keras_resnet.export.staging import staged
 
 # The functions of these modules hide the modules themselves behind their names.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
@@ -263,6 +266,26 @@ def test_reports_say_what_was_measured(model, exports):
         assert json.loads(json.dumps(report.to_dict()))["format"] == format
 
 
+def test_a_file_for_several_images_is_timed_with_so_many(monkeypatch):
+    report_module = importlib.import_module("keras_resnet.export.report")
+    monkeypatch.setattr(report_module, "_milliseconds", lambda call, images: 6.0 * len(images))
+    model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.GlobalMaxPooling2D()])
+    model.add(keras.layers.Dense(1, activation="sigmoid"))
+    report = report_module.compare(
+        format="file",
+        path="file",
+        written=pathlib.Path(__file__),
+        export=lambda images: 1 - model.predict(images, verbose=0),
+        model=model,
+        examples=Examples([IMAGES], model.predict(IMAGES, verbose=0)[:, 0] > 0.5),
+        tolerance=Tolerance(),
+        batch_size=4,
+    )
+    assert report.milliseconds == 6.0
+    # One output is the probability of the second of two classes.
+    assert (report.keras_accuracy, report.accuracy, report.top1_agreement) == (1, 0, 0)
+
+
 def test_size_on_disk(exports):
     folder = exports["saved_model"].path
     files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
@@ -317,6 +340,8 @@ def test_a_model_of_nan_is_found_out(model, tmp_path):
     broken.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
     with pytest.raises(ExportMismatch, match="Received: nan"):
         export.saved_model(broken, tmp_path / "m", examples=RAW[:4])
+    with pytest.raises(ExportMismatch, match="Received: nan"):  # where classes are all that counts
+        export.tflite(broken, tmp_path / "m.tflite", quantization="dynamic", examples=IMAGES[:4])
     assert os.listdir(tmp_path) == []
 
 
@@ -411,6 +436,27 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export.saved_model(model, tmp_path / "m", examples=RAW)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_moved_into_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+    earlier, rename = tmp_path / "m", pathlib.Path.rename
+    earlier.mkdir()
+    (earlier / "file").write_text("good")
+
+    def busy(path, target):
+        if (path / "new").exists():
+            raise OSError(16, "Device or resource busy")
+        return rename(path, target)
+
+    def replace():
+        with staged(earlier) as made:
+            made.mkdir()
+            (made / "new").write_text("new")
+
+    monkeypatch.setattr(pathlib.Path, "rename", busy)
+    with pytest.raises(export.WriteError, match="busy"):
+        replace()
+    assert contents(tmp_path) == {pathlib.Path("m/file"): b"good"}
 
 
 def test_import_does_not_import_tensorflow():

@@ -106,7 +106,10 @@ def test_a_format_that_fails_costs_no_other(model, tmp_path):
 
 def test_a_record_does_not_speak_of_another_model(model, tmp_path):
     for number, format in ((1, "tflite"), (2, "saved_model")):
-        export_formats(model, tmp_path, [format], examples=FEW, about={"model": number})
+        reports = export_formats(
+            model, tmp_path, [format, format], examples=FEW, about={"model": number}
+        )
+        assert len(reports) == 1
     record = read_record(tmp_path)
     assert record["model"] == 2
     assert [entry["format"] for entry in record["exports"]] == ["saved_model"]
@@ -119,6 +122,23 @@ def test_the_record_of_a_run_is_not_replaced(model, tmp_path):
     assert names(tmp_path) == ["record.json"]
     with pytest.raises(ValueError, match=r"Unknown export format.*Did you mean 'tflite_int8'"):
         export_formats(model, tmp_path, ["tflite_int-8"], examples=FEW)
+
+
+@pytest.mark.parametrize("include_preprocessing", [False, True])
+@pytest.mark.parametrize("argument", ["examples", "representative_data"])
+def test_images_that_are_scaled_already_are_refused(
+    model, tmp_path, argument, include_preprocessing
+):
+    images = {"examples": FEW} | {argument: [RAW / np.float32(255)]}
+    with pytest.raises(ValueError, match=f"0..255 in `{argument}`. Received: float32"):
+        export_formats(
+            model,
+            tmp_path / "out",
+            ["tflite_int8"],
+            include_preprocessing=include_preprocessing,
+            **images,
+        )
+    assert names(tmp_path) == []
 
 
 # python -m keras_resnet.export
@@ -198,15 +218,52 @@ def test_a_failure_ends_with_code_1_and_the_table_of_the_others(tmp_path, pictur
         ("--images missing", "There is no image. Expected a .npy file, or a folder of JPEG or PNG"),
         ("--class-names other.txt", "There are folders of other classes."),
         ("--labels missing.npy", "No such file or directory: 'missing.npy'"),
+        (
+            "--images images.npy --limit 4 --labels labels.npy",
+            "The labels are not those of the images. Expected as many as images in a .npy file: 8. "
+            "Received: 12 in 'labels.npy'",
+        ),
+        ("--labels labels.npy", "as images in a .npy file: 0. Received: 12"),
+        (
+            "--images damaged",
+            "The image cannot be read. Expected a file as `--help` says. Received",
+        ),
+        ("--preprocessing fields.json", "The preprocessing cannot be read."),
     ],
 )
 def test_requests_that_do_not_fit(saved, pictures, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("other.txt").write_text("cat\ndog\nbus\n")
+    pathlib.Path("fields.json").write_text('{"length": 3}')
+    pathlib.Path("damaged").mkdir()
+    pathlib.Path("damaged", "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    np.save("images.npy", RAW[:8])
+    np.save("labels.npy", LABELS[:12])
     words = [str(saved), "--images", "pictures", "--output", "out", *options.split()]
     assert main(words) == 2
     assert message in capsys.readouterr().err
     assert not pathlib.Path("out").exists()
+
+
+def test_models_that_do_not_fit_are_said_before_anything_is_read(tmp_path, capsys):
+    keras.config.set_image_data_format("channels_first")
+    make_model(input_shape=(3, 16, 16)).save(tmp_path / "first.keras")
+    unknown = keras.Sequential([keras.Input((16, 16, 3)), Unregistered()])
+    unknown.save(tmp_path / "unknown.keras")
+    for name, message in (
+        ("first", "Received: 'channels_first' in layer 'stem_"),
+        ("unknown", "The model cannot be read."),
+    ):
+        words = f"{tmp_path}/{name}.keras --images {tmp_path} --output {tmp_path}/out"
+        assert main(words.split()) == 2
+        assert message in capsys.readouterr().err
+
+
+class Unregistered(keras.layers.Layer):
+    """A layer that Keras does not find when it loads."""
+
+    def call(self, inputs):
+        return inputs
 
 
 # python -m training export
@@ -236,6 +293,14 @@ def test_a_run_gives_its_class_names_and_calibration_images(run_dir, tmp_path):
         np.zeros((1, 8, 8, 1), "uint8")
     ).shape == (1, 10)
     assert read_record(tmp_path)["run"]["recipe"]["variant"] == "cifar_resnet8"
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_an_export_of_a_run_wants_an_image(run_dir, tmp_path, count):
+    result = training_export(run_dir, tmp_path / "out", "--images", count)
+    assert result.exit_code != 0
+    assert f"Expected at least 1 image. Received: images={count}" in str(result.exception)
+    assert names(tmp_path) == []
 
 
 def test_an_export_of_a_run_that_disagrees_ends_with_code_1(run_dir, tmp_path, monkeypatch):

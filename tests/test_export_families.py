@@ -91,3 +91,25 @@ def test_each_layer_is_compared_with_its_own_outputs(model, reports):
     computing = [layer for layer in folded.layers if getattr(layer, "kernel", None) is not None]
     assert len(errors) >= len(computing)
     assert reports["int8"].layer_errors.keys() == errors.keys()
+
+
+def test_normalised_features_and_a_bare_operation_at_the_end_are_integers_too(tmp_path):
+    images = keras.Input((16, 16, 3))
+    convolution = keras.layers.Conv2D(8, 3)
+    x = keras.layers.MaxPooling2D()(convolution(keras.layers.RandomFlip()(images)))
+    early, late = (keras.layers.BatchNormalization(name=name) for name in ("early", "late"))
+    x = keras.layers.GlobalAveragePooling2D()(early(x))
+    outputs = keras.ops.softmax(keras.layers.Dense(3, name="logits")(late(x)))
+    network = keras.Model(images, outputs)
+    late.gamma.assign(np.geomspace(0.01, 10, 8))
+    sizes = np.geomspace(1e-3, 1, 8)  # of channels that the next normalisation makes equal again
+    convolution.kernel.assign(convolution.kernel * sizes)
+    early.moving_variance.assign(sizes**2)
+    report = export.tflite(
+        network, tmp_path / "m.tflite", quantization="int8", representative_data=IMAGES
+    )
+    assert_integer_throughout(report.path)
+    assert "MUL" not in report.operations
+    assert report.operations["SOFTMAX"] == 1
+    assert {"early", "logits"} <= report.layer_errors.keys()
+    assert max(report.layer_errors.values()) < 0.05

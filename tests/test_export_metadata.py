@@ -203,6 +203,10 @@ def test_the_same_export_is_the_same_file(model, path, tmp_path):
 def test_names_must_fit_the_classes(model, tmp_path):
     with pytest.raises(ValueError, match="The names do not fit the classes"):
         export.tflite(model, tmp_path / "m.tflite", examples=IMAGES[:8], class_names=["cat"])
+    for odd in ("a cat\nor a dog", "cat\n", 2):
+        with pytest.raises(ValueError, match="A name is a line of text") as error:
+            export.tflite(model, tmp_path / "m.tflite", examples=IMAGES, class_names=["a", odd, ""])
+        assert str(error.value).endswith(f"Received: {odd!r}")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mediapipe"), reason="needs mediapipe")

@@ -75,6 +75,8 @@ def test_raw_images_go_in_when_preprocessing_is_inside(model, expected, tmp_path
     np.testing.assert_allclose(run(path, RAW), expected, atol=1e-5)
     with pytest.raises(ValueError, match="A file with the preprocessing inside takes raw images"):
         export.onnx(model, path, examples=IMAGES, include_preprocessing=True)
+    with pytest.raises(ValueError, match="The images do not look preprocessed"):
+        export.onnx(model, path, examples=RAW)
 
 
 def test_images_of_any_size_go_to_a_model_of_any_size(model, tmp_path):

@@ -85,6 +85,15 @@ def test_raw_images_go_in_when_preprocessing_is_inside(model, expected, tmp_path
     np.testing.assert_allclose(run(tmp_path / "m", RAW), expected, atol=1e-5)
 
 
+def test_what_nothing_reads_is_no_output(model, expected, tmp_path):
+    """Layers that augment images read their shape even where they do nothing with it."""
+    augmented = keras.Sequential([keras.layers.RandomFlip(), keras.layers.RandomZoom(0.2), model])
+    augmented.build((None, 16, 16, 3))
+    export.openvino(augmented, tmp_path / "m", examples=IMAGES)
+    np.testing.assert_allclose(run(tmp_path / "m", IMAGES), expected, atol=1e-5)
+    assert len(openvino.Core().read_model(tmp_path / "m" / "model.xml").outputs) == 1
+
+
 @pytest.mark.parametrize(
     "family",
     [pytest.param(row, marks=[] if row == "resnext" else [pytest.mark.slow]) for row in SMALL],

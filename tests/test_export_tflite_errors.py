@@ -1,6 +1,7 @@
 """TFLite exports that cannot be: they say why, lose nothing and leave nothing behind."""
 
 import os
+import re
 import sys
 
 import exported
@@ -8,10 +9,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from exported import IMAGES, LABELS, RAW, contents, run_python
+from exported import IMAGES, LABELS, PREPROCESSING, RAW, contents, run_python
 
 import keras_resnet
 from keras_resnet import export
+from keras_resnet.export.calibration import read_calibration
+from keras_resnet.export.examples import read_examples
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,12 @@ def test_images_are_needed(model, tmp_path):
             "There are labels without images. Expected the images they belong to in `examples`. "
             "Received: examples=None",
         ),
+        (
+            {"examples": RAW},
+            "The images do not look preprocessed. Expected values between -7.8 and 7.2, as the "
+            "model gets them in training. Received: values from 0.0 to 255.0 in `examples`. Apply "
+            "`model.preprocessing` to them.",
+        ),
     ],
 )
 def test_bad_requests(model, tmp_path, options, message):
@@ -88,6 +97,36 @@ def test_bad_requests(model, tmp_path, options, message):
         export.tflite(model, tmp_path / "m.tflite", **options)
     assert str(error.value) == message
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([{"image": IMAGES}], "are no images. Expected arrays x, or tuples (x, y), e.g. of `tfds"),
+        ([[IMAGES, LABELS]], "as_supervised=True)`. Received: list"),
+        ("folder", "Received: str"),
+        (5, "Received: int"),
+        (
+            [(IMAGES[:4], LABELS[:4]), IMAGES[4:8]],
+            "Expected one class per image, shape (8,). Received: shape (4,)",
+        ),
+        (
+            tf.data.Dataset.from_tensor_slices(IMAGES).repeat(),
+            "The images of `examples` have no end. Expected a dataset that does not repeat. "
+            "Received: one of infinite cardinality. Try `.take(count)`.",
+        ),
+    ],
+)
+def test_what_gives_no_images_is_said(data, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_examples(data, shape=(16, 16, 3), argument="examples")
+
+
+def test_batches_may_be_empty_or_without_labels():
+    batches = [(IMAGES[:0],), (IMAGES[:3],), (IMAGES[3], LABELS[3], 1.0)]
+    examples = read_examples(batches[:2], shape=(16, 16, 3), argument="examples")
+    assert (len(examples.batches), len(examples), examples.labels) == (1, 3, None)
+    assert read_examples(batches[2:], shape=(16, 16, 3), argument="examples").labels == LABELS[3]
 
 
 def test_wrong_suffix(model):
@@ -152,6 +191,14 @@ def test_images_that_cannot_calibrate(model, tmp_path, images, message):
     assert os.listdir(tmp_path) == []
 
 
+def test_images_that_are_scaled_but_not_centred_are_doubted():
+    request = {"shape": (16, 16, 3), "preprocessing": PREPROCESSING, "raw": False}
+    with pytest.warns(
+        UserWarning, match=r"but not centred\. Expected dark pixels below 0, black is"
+    ):
+        read_calibration(RAW / 255.0, **request)
+
+
 def test_raw_images_of_an_unknown_preprocessing_are_doubted(model, tmp_path):
     plain = keras.Model(model.inputs, model.outputs)
     with pytest.warns(UserWarning, match="do not look preprocessed") as warned:
@@ -187,6 +234,24 @@ def test_a_layer_that_tflite_does_not_know_is_named(model, tmp_path):
     assert str(error.value) == (
         "TFLite cannot express the model with quantization=None. Expected layers of which TFLite "
         "knows the operations. Received: layers odd_one. Replace them, or try another quantization."
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_layers_without_integer_kernels_are_named_where_integers_are_asked_for(tmp_path):
+    images = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 3, activation="gelu")(images)  # has one
+    x = keras.layers.GroupNormalization(2, name="grouped")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ELU(name="odd_one")(x))
+    network = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+    with pytest.raises(ValueError, match="TFLite has no integer kernels") as error:
+        export.tflite(
+            network, tmp_path / "m.tflite", quantization="int8", representative_data=IMAGES
+        )
+    assert str(error.value) == (
+        "TFLite has no integer kernels for the model with quantization='int8'. Expected layers "
+        "that it computes in integers. Received: layers grouped, odd_one. Replace them, or try "
+        "quantization='dynamic'."
     )
     assert os.listdir(tmp_path) == []
 

@@ -1,6 +1,7 @@
 """Exports a saved Keras model: `python -m keras_resnet.export MODEL.keras --images PATH ...`."""
 
 import argparse
+import functools
 import hashlib
 import json
 import pathlib
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_resnet.export.formats import DEFAULT_FORMATS, FORMATS, ExportsFailed, export_formats
+from keras_resnet.export.inference import check_classifier
 from keras_resnet.export.report import format_table
 from keras_resnet.export.signatures import decode
 from keras_resnet.preprocessing import Preprocessing
@@ -28,16 +30,17 @@ def main(arguments=None) -> int:
     """
     asked = _parser().parse_args(arguments)
     try:
-        model = keras.models.load_model(asked.model, compile=False)
+        model = _read("model", asked.model, _load_model)
+        check_classifier(model)
         if asked.preprocessing is not None:
-            model.preprocessing = Preprocessing(**json.loads(asked.preprocessing.read_text()))
-        names = asked.class_names and asked.class_names.read_text("utf-8").split("\n")
+            model.preprocessing = _read("preprocessing", asked.preprocessing, _load_preprocessing)
+        names = asked.class_names and asked.class_names.read_text("utf-8-sig").split("\n")
         names = names and [name.strip() for name in names if name.strip()]
         images, labels = read_images(
             asked.images, channels=model.input_shape[-1], class_names=names, limit=asked.limit
         )
         if asked.labels is not None:
-            labels = _spread(np.load(asked.labels), asked.limit)
+            labels = read_labels(asked.labels, asked.images, limit=asked.limit)
         reports = export_formats(
             model,
             asked.output,
@@ -87,7 +90,7 @@ def read_images(path: pathlib.Path, *, channels: int, class_names=None, limit: i
             f"Received: '{path}'"
         )
     files = _spread(files, limit)
-    images = [decode(file.read_bytes(), channels).numpy()[np.newaxis] for file in files]
+    images = [_read("image", file, functools.partial(_decoded, channels)) for file in files]
     if class_names is None or any(file.parent == path for file in files):
         return images, None
     unknown = sorted({file.parent.name for file in files} - set(class_names))
@@ -97,6 +100,48 @@ def read_images(path: pathlib.Path, *, channels: int, class_names=None, limit: i
             f"names. Received: {', '.join(unknown)}"
         )
     return images, np.array([list(class_names).index(file.parent.name) for file in files])
+
+
+def read_labels(path: pathlib.Path, images: pathlib.Path, *, limit: int) -> np.ndarray:
+    """The classes of the images that `read_images` takes of a `.npy` file.
+
+    Raises:
+        ValueError: If there is not one for each image of the file.
+    """
+    labels = np.load(path)
+    counts = len(labels), len(np.load(images, mmap_mode="r")) if images.suffix == ".npy" else 0
+    if counts[0] != counts[1]:
+        raise ValueError(
+            "The labels are not those of the images. Expected as many as images in a .npy file: "
+            f"{counts[1]}. Received: {counts[0]} in '{path}'"
+        )
+    return _spread(labels, limit)
+
+
+def _read(what, path, read):
+    """What is in a file; whatever its reader raises becomes an error with the name of the file."""
+    try:
+        return read(path)
+    except OSError:
+        raise
+    except Exception as error:  # of Keras, TensorFlow and JSON, each its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"The {what} cannot be read. Expected a file as `--help` says. "
+            f"Received: '{path}' ({reason})"
+        ) from error
+
+
+def _load_model(path):
+    return keras.models.load_model(path, compile=False)
+
+
+def _load_preprocessing(path):
+    return Preprocessing(**json.loads(path.read_text("utf-8")))
+
+
+def _decoded(channels, path):
+    return decode(path.read_bytes(), channels).numpy()[np.newaxis]
 
 
 def _spread(items, limit):

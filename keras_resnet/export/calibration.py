@@ -29,7 +29,7 @@ def read_calibration(data, *, shape, preprocessing: Preprocessing | None, raw: b
 
     Warns:
         UserWarning: If there are fewer than 100 images, or their values are so large that they
-            look raw and nothing is known of the preprocessing.
+            look raw and nothing is known of the preprocessing, or none is below 0 and black is.
     """
     examples = read_examples(
         data, shape=shape, argument="representative_data", limit=CALIBRATION_IMAGES
@@ -43,9 +43,10 @@ def read_calibration(data, *, shape, preprocessing: Preprocessing | None, raw: b
     if raw:
         check_raw(examples, "representative_data", "A file with the preprocessing inside")
     else:
-        _check_range(examples, preprocessing)
+        check_range(examples, preprocessing, "representative_data", "The calibration images")
     _check_contrast(examples)
     if not raw:
+        _check_centre(examples, preprocessing)
         return examples
     first, *others = examples.batches
     first = first.copy()
@@ -62,12 +63,47 @@ def _check_contrast(examples):
         )
 
 
-def _check_range(examples, preprocessing):
+def _check_centre(examples, preprocessing):
+    black = 0.0 if preprocessing is None else _black_and_white(preprocessing).min()
+    smallest = min(batch.min() for batch in examples.batches)
+    if black < 0 <= smallest:
+        warnings.warn(
+            "The calibration images look scaled, but not centred. Expected dark pixels below 0, "
+            f"black is {black:.1f}. Received: no value below {smallest:.1f} in "
+            "`representative_data`. Apply `model.preprocessing` to raw images.",
+            stacklevel=4,
+        )
+
+
+def _black_and_white(preprocessing):
+    limits = np.zeros((2, 1, 1, len(preprocessing.mean)), "float32")
+    limits[1] = 255.0
+    return preprocessing.normalize(limits)
+
+
+def check_range(
+    examples: Examples,
+    preprocessing: Preprocessing | None,
+    argument: str,
+    what: str = "The images",
+) -> None:
+    """Checks that the values of images are those of preprocessed ones.
+
+    Args:
+        examples: The images.
+        preprocessing: What they went through; `None`: not known.
+        argument: Name of the argument they came in, for the error.
+        what: Its subject.
+
+    Raises:
+        ValueError: If they are not, by far.
+
+    Warns:
+        UserWarning: If they do not look so and the preprocessing is not known.
+    """
     low, high = -16.0, 16.0  # beyond what any normalisation by mean and deviation gives
     if preprocessing is not None:
-        limits = np.zeros((2, 1, 1, len(preprocessing.mean)), "float32")
-        limits[1] = 255.0
-        limits = preprocessing.normalize(limits)
+        limits = _black_and_white(preprocessing)
         slack = limits.max() - limits.min()  # augmentation may overshoot
         low, high = limits.min() - slack, limits.max() + slack
     smallest = min(batch.min() for batch in examples.batches)
@@ -75,9 +111,9 @@ def _check_range(examples, preprocessing):
     if low <= smallest and largest <= high:
         return
     message = (
-        "The calibration images do not look preprocessed. Expected values between "
+        f"{what} do not look preprocessed. Expected values between "
         f"{low:.1f} and {high:.1f}, as the model gets them in training. "
-        f"Received: values from {smallest:.1f} to {largest:.1f} in `representative_data`."
+        f"Received: values from {smallest:.1f} to {largest:.1f} in `{argument}`."
     )
     if preprocessing is not None:
         raise ValueError(f"{message} Apply `model.preprocessing` to them.")

@@ -10,6 +10,7 @@ from keras import layers
 
 from keras_resnet.export import ranges
 from keras_resnet.export.examples import Examples
+from keras_resnet.export.graph_file import unpack
 from keras_resnet.export.inference import write_saved_model
 from keras_resnet.export.runtime import classifier
 from keras_resnet.preprocessing import Preprocessing
@@ -53,7 +54,8 @@ def convert(
         preprocessing: What the file does to raw images. `None`: it takes preprocessed ones.
 
     Raises:
-        ValueError: If a layer of the model cannot be expressed.
+        ValueError: If a layer of the model cannot be expressed, or not in integers where they are
+            asked for.
     """
     import tensorflow as tf
 
@@ -72,7 +74,7 @@ def convert(
         outputs = layer_outputs(model, images, instead)
         for name, tensor in outputs.items():  # of layers that do nothing, the scope is another's
             scopes.setdefault(tensor.op.name.rpartition("/")[0], name)
-        return {"probabilities": outputs[model.layers[-1].name]}
+        return {"probabilities": outputs[calls_in_order(model)[-1].operation.name]}
 
     with tempfile.TemporaryDirectory() as folder:
         # Never `from_concrete_functions`: it loses the weights of Keras 3 models without a word.
@@ -85,6 +87,8 @@ def convert(
             raise _not_convertible(error, scopes, quantization) from error
     if quantization == "int8":
         content = _quantized(content, calibration, io_dtype, preprocessing is not None)
+    if integer:
+        _check_integer(content, scopes, quantization)
     return Converted(content, scopes)
 
 
@@ -105,7 +109,7 @@ def layer_outputs(model: keras.Model, images, instead: Mapping | None = None) ->
 
 
 def as_convolution(norm: layers.BatchNormalization):
-    """A batch normalisation of channels-last images at inference, as a depthwise 1x1 convolution.
+    """A channels-last batch normalisation at inference, as a depthwise 1x1 convolution.
 
     Integer convolutions have a scale for each channel and round once. TFLite's multiplication has
     one scale for all channels, and rounds before the addition as well.
@@ -122,9 +126,13 @@ def as_convolution(norm: layers.BatchNormalization):
     kernel = scale[np.newaxis, np.newaxis, :, np.newaxis]
 
     def normalize(images, **_):
+        shape = images.shape
         with tf.name_scope(norm.name):
+            if len(shape) != 4:  # behind the pooling
+                images = tf.reshape(images, (-1, 1, 1, scale.size))
             images = tf.nn.depthwise_conv2d(images, kernel, (1, 1, 1, 1), "VALID")
-            return tf.nn.bias_add(images, bias)
+            images = tf.nn.bias_add(images, bias)
+            return images if len(shape) == 4 else tf.reshape(images, (-1, *shape[1:]))
 
     return normalize
 
@@ -189,6 +197,28 @@ def _quantized(calibrated, calibration, io_dtype, takes_bytes):
         for content in ranges.narrowed_ranges(calibrated, images)
     )
     return min(files, key=lambda content: np.mean((probabilities(content) - expected) ** 2))
+
+
+def _check_integer(content, scopes, quantization):
+    """The converter leaves operations in float32 of which TFLite has no integer kernel."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(content)
+    (graph,) = model.subgraphs
+    floats = {}
+    for operator in graph.operators:
+        (tensor, *_), code = operator.outputs, model.operatorCodes[operator.opcodeIndex]
+        kind, name = graph.tensors[tensor].type, graph.tensors[tensor].name.decode()
+        converts = code.builtinCode == schema.BuiltinOperator.DEQUANTIZE
+        if kind == schema.TensorType.FLOAT32 and not converts:
+            owners = (layer for scope, layer in scopes.items() if name.startswith(f"{scope}/"))
+            floats[next(owners, name)] = None
+    if floats:
+        raise ValueError(
+            f"TFLite has no integer kernels for the model with quantization={quantization!r}. "
+            f"Expected layers that it computes in integers. Received: layers {', '.join(floats)}. "
+            "Replace them, or try quantization='dynamic'."
+        )
 
 
 def _not_convertible(error, scopes, quantization):

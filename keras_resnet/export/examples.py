@@ -1,11 +1,13 @@
 """The user's images, from an array or a `tf.data.Dataset`, in one form for all exports."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 BATCH = 32
+_INFINITE = -1  # tf.data.INFINITE_CARDINALITY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +47,25 @@ def read_examples(
         limit: Reading stops after this many images: datasets may repeat for ever.
 
     Raises:
-        ValueError: If there is no image, a shape does not fit, a value is no finite number, or
-            labels are missing for some.
+        ValueError: If there is no image, or no end of them, a shape does not fit, a value is no
+            finite number, or labels are missing for some.
     """
+    cardinality = getattr(data, "cardinality", None)
+    if limit is None and callable(cardinality) and int(cardinality()) == _INFINITE:
+        raise ValueError(
+            f"The images of `{argument}` have no end. Expected a dataset that does not repeat. "
+            "Received: one of infinite cardinality. Try `.take(count)`."
+        )
     batches, seen, count = [], [], 0
-    for images, classes in _pairs(data):
+    for images, classes in _pairs(data, argument):
         images = np.asarray(images)
         if images.ndim == 3:
             images, classes = images[np.newaxis], None if classes is None else [classes]
         images = images[: None if limit is None else limit - count]
         _check_shape(images, shape, argument)
         _check_numbers(images, argument)
+        if not len(images):
+            continue
         batches.append(images)
         seen.append(classes)
         count += len(images)
@@ -66,8 +76,9 @@ def read_examples(
             f"There is no image in `{argument}`. Expected an array of images, or batches of them. "
             f"Received: {type(data).__name__} without images"
         )
-    if labels is None and limit is None and all(classes is not None for classes in seen):
-        labels = np.concatenate([np.asarray(classes) for classes in seen])
+    known = [np.asarray(classes) for classes in seen if classes is not None]
+    if labels is None and limit is None and known:
+        labels = np.concatenate(known)
     return Examples(batches, None if labels is None else _classes(labels, count))
 
 
@@ -87,11 +98,19 @@ def check_raw(examples: Examples, argument: str, taker: str) -> None:
         )
 
 
-def _pairs(data):
+def _pairs(data, argument) -> Iterator:
     if hasattr(data, "shape"):
         data = np.asarray(data)
-        return [(data[start : start + BATCH], None) for start in range(0, len(data), BATCH)]
-    return (batch[:2] if isinstance(batch, tuple) else (batch, None) for batch in data)
+        data = [data[start : start + BATCH] for start in range(0, len(data), BATCH)]
+    for batch in data if isinstance(data, Iterable) else [data]:
+        images, classes, *_ = (*batch, None) if isinstance(batch, tuple) else (batch, None)
+        if isinstance(images, (dict, list, str, int)):
+            raise ValueError(
+                f"The elements of `{argument}` are no images. Expected arrays x, or tuples (x, y), "
+                "e.g. of `tfds.load(..., as_supervised=True)`. "
+                f"Received: {type(images).__name__}"
+            )
+        yield images, classes
 
 
 def _check_shape(images, shape, argument):

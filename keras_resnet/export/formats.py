@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_resnet.errors import unknown_name
+from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.onnx import onnx
 from keras_resnet.export.openvino import openvino
 from keras_resnet.export.report import ExportReport
@@ -102,13 +103,18 @@ def export_formats(
         One report per format.
 
     Raises:
-        ValueError: If a format is not known, or the model has no preprocessing.
+        ValueError: If a format is not known, the model has no preprocessing, or the images are no
+            raw ones.
         ExportsFailed: If some were not made.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown_name("export format", name, FORMATS)
+    formats = list(dict.fromkeys(formats))
     preprocessing, output = model_preprocessing(model), pathlib.Path(output)
+    examples = _raw(examples, "examples", labels)
+    if representative_data is not None:
+        representative_data = _raw(representative_data, "representative_data")
     about = json.loads(json.dumps(about or {}))  # as it will be read again
     earlier = _earlier_exports(output / RECORD, about)
 
@@ -151,6 +157,13 @@ def export_formats(
     if failures:
         raise ExportsFailed(reports, failures)
     return reports
+
+
+def _raw(batches, argument, labels=None):
+    """The batches, which must be raw: after the preprocessing nobody could tell."""
+    raw = read_examples(batches, labels, shape=(None, None, None), argument=argument)
+    check_raw(raw, argument, "An export to several formats")
+    return raw.batches
 
 
 def _earlier_exports(path, about):

@@ -1,5 +1,7 @@
 """The model that every export starts from: a plain copy that returns probabilities."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 import keras
@@ -7,7 +9,7 @@ from keras import layers
 
 from keras_resnet.layers import GroupedConv2D
 from keras_resnet.surgery.classifying import gives_logits
-from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_weights
+from keras_resnet.surgery.graph import CONVOLUTIONS_2D, Graph, copy_weights, functional
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 # Means over many values, logits and probabilities.
@@ -23,25 +25,29 @@ _FLOAT32 = (
 def inference_model(model: keras.Model) -> keras.Model:
     """Copies a trained classifier into the form that leaves the house.
 
-    The copy computes in float32 whatever the dtype policy, holds its variables on one device even
-    if `model` was built under a distribution strategy, and ends in a softmax if `model` ends in
-    logits.
+    The copy computes in float32 whatever the dtype policy, and as at inference however it is
+    called; it holds its variables on one device even if `model` was built under a distribution
+    strategy, and ends in a softmax if `model` ends in logits (in a sigmoid if it has one output).
 
     Args:
         model: Functional or built Sequential model from `(batch, height, width, channels)` to
             `(batch, classes)`.
 
     Returns:
-        A new model of the same input shape.
+        A new model of the same input shape, from one tensor to one tensor.
 
     Raises:
         ValueError: If the model cannot be copied or is not an image classifier.
     """
-    _check_classifier(model)
+    check_classifier(model)
     copy = _copy(model, lambda layer: "float32")
-    if gives_logits(model):
-        copy = keras.Model(copy.inputs, layers.Softmax(dtype="float32")(copy.outputs[0]))
-    return copy
+    (images,), (outputs,) = copy.inputs, copy.outputs
+    if gives_logits(copy):
+        several = outputs.shape[-1] > 1
+        squash = layers.Softmax if several else functools.partial(layers.Activation, "sigmoid")
+        outputs = squash(dtype="float32")(outputs)
+    is_plain = copy.input is images and copy.output is outputs
+    return copy if is_plain else keras.Model(images, outputs, name=copy.name)
 
 
 def bfloat16_model(model: keras.Model) -> keras.Model:
@@ -61,7 +67,8 @@ def bfloat16_model(model: keras.Model) -> keras.Model:
     def policy(layer):
         if isinstance(layer, _CONVOLUTIONS):
             return "bfloat16"
-        return "float32" if isinstance(layer, _FLOAT32) else "mixed_bfloat16"
+        is_last = layer is model.layers[-1]
+        return "float32" if is_last or isinstance(layer, _FLOAT32) else "mixed_bfloat16"
 
     return _copy(model, policy)
 
@@ -84,8 +91,14 @@ def classifier_input(model: keras.Model):
 
 
 def check_class_names(class_names: Sequence[str] | None, model: keras.Model) -> None:
-    """Raises `ValueError` if there are names, but not one for each class of the model."""
+    """Raises `ValueError` if there are names, but not one line of text for each class."""
     classes = model.output_shape[-1]
+    for name in () if class_names is None else class_names:
+        if not isinstance(name, str) or name.splitlines() not in ([name], []):
+            raise ValueError(
+                "A name is a line of text. Expected strings of one line in `class_names`. "
+                f"Received: {name!r}"
+            )
     if class_names is not None and len(class_names) != classes:
         raise ValueError(
             f"The names do not fit the classes. Expected {classes} names in `class_names`. "
@@ -98,6 +111,8 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
 
     def copy_of(layer):
         try:
+            if getattr(layer, "quantization_mode", None) is not None:
+                raise ValueError(f"its weights are of {layer.quantization_mode} already")
             config = layer.get_config()
             if isinstance(layer, keras.Layer):  # a bare operation has no dtype
                 config["dtype"] = policy(layer)
@@ -110,12 +125,29 @@ def _copy(model, policy: Callable[[keras.Layer], str]) -> keras.Model:
                 f"anew. Received: {type(layer).__name__} {layer.name!r}: {error}"
             ) from error
 
-    copy = keras.models.clone_model(model, clone_function=copy_of, recursive=True)
+    def call(layer, *args, **kwargs):
+        if "training" in inspect.signature(layer.call).parameters:
+            kwargs["training"] = False  # layers that augment images do so unless they are told
+        return layer(*args, **kwargs)
+
+    def input_like(tensor):
+        dtype = "float32" if "float" in tensor.dtype else tensor.dtype
+        return keras.Input(batch_shape=tensor.shape, dtype=dtype, name=tensor.name)
+
+    graph = functional(model)
+    copy = keras.models.clone_model(
+        graph,
+        input_tensors=keras.tree.map_structure(input_like, graph.input),
+        clone_function=copy_of,
+        call_function=call,
+        recursive=True,
+    )
     copy_weights(model, copy)
     return copy
 
 
-def _check_classifier(model):
+def check_classifier(model: keras.Model) -> None:
+    """Raises `ValueError` if a model is no classifier of images that can be exported from here."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "Exports are written by TensorFlow. Expected the Keras backend 'tensorflow'. "

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 
+from keras_resnet.export.calibration import check_range
 from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.inference import check_class_names, inference_model
 from keras_resnet.export.report import ExportReport, Tolerance, compare
 from keras_resnet.export.staging import quiet_console, staged
-from keras_resnet.preprocessing import model_preprocessing
+from keras_resnet.preprocessing import Preprocessing, model_preprocessing
 from keras_resnet.surgery import fold_batch_norm
 
 
@@ -62,6 +63,8 @@ def export_through_keras(
         check_raw(examples, "examples", "A file with the preprocessing inside")
         normalize = model_preprocessing(model).normalize
         exported = _with_preprocessing(exported, normalize)
+    elif isinstance(getattr(model, "preprocessing", None), Preprocessing):
+        check_range(examples, model.preprocessing, "examples")
     with staged(path) as made:
         with quiet_console():
             texts = {name: json.dumps(content) for name, content in properties.items()}

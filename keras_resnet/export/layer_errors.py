@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_resnet.export.conversion import Converted, layer_outputs
 from keras_resnet.export.runtime import read, run
+from keras_resnet.surgery.graph import calls_in_order
 
 IMAGES = 32  # errors of layers are means over many values already
 
@@ -93,5 +94,5 @@ def _tensors_of_layers(converted, model):
         if layer is not None:
             tensors[layer] = tensor
             absorbed.update(set(others) - {layer})
-    tensors[model.layers[-1].name] = graph.Outputs(0)
+    tensors[calls_in_order(model)[-1].operation.name] = graph.Outputs(0)
     return {layer: tensor for layer, tensor in tensors.items() if layer not in absorbed}

@@ -80,6 +80,9 @@ def _write(model, folder, properties):
     graph = folder / GRAPH
     model.export(str(graph), format="openvino", verbose=False, input_signature=[images_spec(model)])
     written = openvino.Core().read_model(graph)
+    for end in written.outputs:  # what nothing reads in TensorFlow's graph has become one too
+        if "Identity:0" not in end.names:
+            written.remove_result(end.node)
     (output,) = written.outputs
     output.tensor.set_names({"probabilities"})
     for name, text in properties.items():
@@ -88,7 +91,7 @@ def _write(model, folder, properties):
     openvino.serialize(written, named)
     operations = collections.Counter(node.get_type_name() for node in written.get_ops())
     operations = {name: n for name, n in operations.most_common() if name not in _NO_OPERATIONS}
-    del written, output
+    del written, output, end
     named.replace(graph)
     named.with_suffix(".bin").replace(folder / WEIGHTS)
     return operations

@@ -48,7 +48,7 @@ class ExportReport:
         top1_agreement: Share of the images that get the same class.
         accuracy: Of the export, where labels are known.
         keras_accuracy: Of the Keras model, in float32, where labels are known.
-        milliseconds: Median time of one image.
+        milliseconds: Median time of one image; of a file that takes several at a time, its share.
         keras_milliseconds: The same of the Keras model as a `tf.function`.
         operations: Of a TFLite graph: how many there are of each.
         layer_errors: Of a quantised TFLite graph, by the names of the Keras layers: root mean
@@ -92,6 +92,7 @@ def compare(
     examples: Examples,
     tolerance: Tolerance,
     prepare: Callable = lambda images: images,
+    batch_size: int = 1,
     operations: dict[str, int] | None = None,
     layer_errors: dict[str, float] | None = None,
 ) -> ExportReport:
@@ -106,6 +107,7 @@ def compare(
         examples: The images, as the export takes them.
         tolerance: What may be lost.
         prepare: Function from the export's images to the model's.
+        batch_size: How many images the export takes at a time, for its milliseconds.
         operations: Of the export's graph, for the report.
         layer_errors: Of the export's graph, for the report.
 
@@ -126,12 +128,12 @@ def compare(
         return graph(images).numpy()
 
     prepared = [np.asarray(prepare(batch), "float32") for batch in examples.batches]
-    expected = np.concatenate([reference(batch) for batch in prepared])
-    received = np.concatenate([export(batch) for batch in examples.batches])
+    expected = _of_all_classes(np.concatenate([reference(batch) for batch in prepared]))
+    received = _of_all_classes(np.concatenate([export(batch) for batch in examples.batches]))
 
     difference = np.abs(received - expected)
     kept, chosen = expected.argmax(axis=1), received.argmax(axis=1)
-    labels = examples.labels
+    labels, first = examples.labels, examples.batches[0][:1]
     report = ExportReport(
         format=format,
         path=str(path),
@@ -142,7 +144,7 @@ def compare(
         top1_agreement=float(np.mean(chosen == kept)),
         accuracy=None if labels is None else float(np.mean(chosen == labels)),
         keras_accuracy=None if labels is None else float(np.mean(kept == labels)),
-        milliseconds=_milliseconds(export, examples.batches[0][:1]),
+        milliseconds=_milliseconds(export, first.repeat(batch_size, axis=0)) / batch_size,
         keras_milliseconds=_milliseconds(reference, prepared[0][:1]),
         operations=operations or {},
         layer_errors=layer_errors or {},
@@ -153,17 +155,23 @@ def compare(
     return report
 
 
+def _of_all_classes(probabilities):
+    """Both classes where only the second has an output."""
+    if probabilities.shape[1] > 1:
+        return probabilities
+    return np.hstack([1 - probabilities, probabilities])
+
+
 def _check(report, clear_disagreements, tolerance):
     accuracy_loss = allowed_loss = None
     if report.accuracy is not None and tolerance.accuracy_loss is not None:
         accuracy_loss = report.keras_accuracy - report.accuracy
         allowed_loss = max(tolerance.accuracy_loss, 1 / report.examples)
+    widest = tolerance.max_probability_difference
+    if widest is None and np.isnan(report.max_probability_difference):
+        widest = 1.0  # whatever else is permitted, they must be numbers
     measures = (
-        (
-            "probabilities that differ",
-            report.max_probability_difference,
-            tolerance.max_probability_difference,
-        ),
+        ("probabilities that differ", report.max_probability_difference, widest),
         (
             "a share of images with a clearly different class",
             clear_disagreements,

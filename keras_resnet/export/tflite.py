@@ -6,7 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_resnet.errors import unknown_name
-from keras_resnet.export.calibration import ENOUGH_CALIBRATION_IMAGES, read_calibration
+from keras_resnet.export.calibration import (
+    ENOUGH_CALIBRATION_IMAGES,
+    check_range,
+    read_calibration,
+)
 from keras_resnet.export.conversion import CALIBRATED, convert
 from keras_resnet.export.examples import check_raw, read_examples
 from keras_resnet.export.inference import check_class_names, inference_model
@@ -119,6 +123,8 @@ def tflite(
         examples = read_examples(examples, labels, shape=shape, argument="examples")
         if include_preprocessing:
             check_raw(examples, "examples", "A file with the preprocessing inside")
+        elif preprocessing is not None:
+            check_range(examples, preprocessing, "examples")
     prepare = preprocessing.normalize if include_preprocessing else np.asarray
 
     with staged(path) as made:
@@ -152,6 +158,7 @@ def tflite(
             export=run,
             model=keras_model,
             prepare=prepare,
+            batch_size=batch_size or 1,
             examples=examples,
             tolerance=tolerance or TOLERANCES[quantization],
             operations=count_operations(converted.content),
