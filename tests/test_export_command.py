@@ -295,14 +295,6 @@ def test_a_run_gives_its_class_names_and_calibration_images(run_dir, tmp_path):
     assert read_record(tmp_path)["run"]["recipe"]["variant"] == "cifar_resnet8"
 
 
-@pytest.mark.parametrize("count", ["0", "-1"])
-def test_an_export_of_a_run_wants_an_image(run_dir, tmp_path, count):
-    result = training_export(run_dir, tmp_path / "out", "--images", count)
-    assert result.exit_code != 0
-    assert f"Expected at least 1 image. Received: images={count}" in str(result.exception)
-    assert names(tmp_path) == []
-
-
 def test_an_export_of_a_run_that_disagrees_ends_with_code_1(run_dir, tmp_path, monkeypatch):
     def wrongly_folded(original):
         folded = keras_resnet.surgery.fold_batch_norm(original)

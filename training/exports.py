@@ -97,14 +97,7 @@ def raw_images(
     Returns:
         Batches, uint8 of shape `(batch, height, width, channels)`, and the labels of all images
         in order, of shape `(images,)`.
-
-    Raises:
-        ValueError: If `count` is less than 1.
     """
-    if count < 1:
-        raise ValueError(
-            f"There is nothing to compare on. Expected at least 1 image. Received: images={count}"
-        )
     split = dataset.splits[split]
     keys = split.shuffled_keys(tf.constant([0, 0], tf.int64)).take(count)  # folders are in order
     batch_size = 1 if None in dataset.image_shape else 32
