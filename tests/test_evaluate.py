@@ -272,7 +272,8 @@ def make_run(run_dir, model, **changes):
     """A finished run that ended with this model."""
     run_dir.mkdir(parents=True)
     recipe = dataclasses.replace(get_recipe("digits-resnet20"), **changes)
-    data = {"skip_corrupt": False, "skipped": []}
+    names = [str(digit) for digit in range(10)]
+    data = {"class_names": names, "skip_corrupt": False, "skipped": []}
     record = records.new_record(recipe, seed=0, replicas=1, data=data)
     records.write(run_dir, record.finished(1.0, {"test": {}}))
     model.save(run_dir / records.BEST)

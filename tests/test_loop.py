@@ -348,6 +348,24 @@ def test_a_model_with_other_classes_is_refused():
     )
 
 
+def test_images_whose_classes_are_in_another_order_are_refused(run, monkeypatch):
+    digits = datasets.load("digits")
+    names = ("1", "0", *digits.class_names[2:])
+    monkeypatch.setattr(
+        datasets, "load", lambda *_, **__: dataclasses.replace(digits, class_names=names)
+    )
+    for use in (evaluate.evaluate_run, lambda run_dir: exports.export_run(run_dir, run_dir / "x")):
+        with pytest.raises(ValueError, match="another order") as error:
+            use(run[0])
+        assert str(error.value) == (
+            "The classes of 'digits' are in another order than 'cifar_resnet8' learnt them. "
+            "Expected '0' as class 0. Received: '1'. Prepare the images with the classes of the "
+            "training, in its order."
+        )
+    names = tuple(f"digit {name}" for name in digits.class_names)  # others than the run's
+    assert evaluate.evaluate_run(run[0])[0].count == 360
+
+
 def test_a_model_with_other_channels_is_refused():
     model = keras_resnet.build("cifar_resnet8", classes=10)
     with pytest.raises(ValueError, match="channels") as error:

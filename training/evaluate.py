@@ -169,8 +169,8 @@ def answer(
         raise unknown_name("split", split, data.splits)
     with strategy.scope():
         models = [load_model(run_dir) for run_dir in run_dirs]
-    for model in models:
-        check_fits(model, data)
+    for model, run in zip(models, runs):
+        check_fits(model, data, run.data["class_names"])
     examples = data.splits[split]
     members = [
         predict(
@@ -220,12 +220,14 @@ def _common_validation(runs, split):
     return counts[0]
 
 
-def check_fits(model: keras.Model, dataset) -> None:
+def check_fits(model: keras.Model, dataset, class_names: Sequence[str] = ()) -> None:
     """Raises a ValueError if a model cannot be scored on a dataset.
 
     Args:
         model: A classifier.
         dataset: A `training.datasets.Dataset`.
+        class_names: What the model's classes are called, in its order, if that is known. The
+            dataset may have other names, but not the same ones for others.
     """
     classes = model.output_shape[-1]
     if classes != len(dataset.class_names):
@@ -234,6 +236,13 @@ def check_fits(model: keras.Model, dataset) -> None:
             f"{len(dataset.class_names)} classes. Received: {model.name!r} with {classes}. "
             "Choose the dataset it was trained on with --dataset, or train it on this one."
         )
+    for number, (ours, theirs) in enumerate(zip(class_names, dataset.class_names)):
+        if ours != theirs and theirs in class_names:
+            raise ValueError(
+                f"The classes of {dataset.name!r} are in another order than {model.name!r} learnt "
+                f"them. Expected {ours!r} as class {number}. Received: {theirs!r}. Prepare the "
+                "images with the classes of the training, in its order."
+            )
     channels = dataset.image_shape[-1]
     if model.input_shape[-1] != channels:
         raise ValueError(

@@ -42,7 +42,6 @@ def export_run(
     """
     is_published = ":" in os.fspath(run) and not os.path.exists(run)
     model, dataset, about = (_published if is_published else _trained)(run, data_dir)
-    evaluate.check_fits(model, dataset)
     examples, labels = test_images(dataset, images)
     calibrated = {name for name, row in FORMATS.items() if row.is_calibrated}
     calibration = None
@@ -68,13 +67,16 @@ def _trained(run_dir, data_dir):
     model = evaluate.load_model(run_dir)
     if None in model.input_shape[1:3]:  # it learned from images that grew
         model = with_size(model, model.preprocessing.size)
-    return model, records.load_dataset(record, data_dir), about
+    dataset = records.load_dataset(record, data_dir)
+    evaluate.check_fits(model, dataset, record.data["class_names"])
+    return model, dataset, about
 
 
 def _published(name, data_dir):
     """Model, dataset and origin of published weights."""
     variant, _, tag = os.fspath(name).partition(":")
     row, model, dataset = verification.load(variant, tag, data_dir=data_dir)
+    evaluate.check_fits(model, dataset)
     weights = {"network": row.variant, "tag": row.tag, "hash": row.sources[0].hash}
     return model, dataset, {"weights": weights}
 

@@ -84,7 +84,8 @@ def export_formats(
     """Exports a model to several formats, and keeps the comparison in `record.json`.
 
     One that fails does not keep the others from being made: it is told at the end. Entries of the
-    record that an earlier call has made of the same model stay.
+    record that an earlier call has made of the same model stay. It is kept from file to file, so
+    that a call that is killed leaves none about another model.
 
     Args:
         model: The trained Keras model, with its `preprocessing`.
@@ -125,6 +126,18 @@ def export_formats(
         return [batch.round().astype("uint8") for batch in resized]
 
     reports, failures = [], {}
+
+    def keep_record():
+        made = [report.to_dict() | {"path": pathlib.Path(report.path).name} for report in reports]
+        exports = {entry["format"]: entry for entry in (*earlier, *made)}
+        record = {**about, "exports": sorted(exports.values(), key=_place)}
+        if failures:
+            record["failures"] = {name: str(error) for name, error in failures.items()}
+        with staged(output / RECORD) as partial:
+            text = json.dumps(record, indent=2, ensure_ascii=False)
+            partial.write_text(f"{text}\n", "utf-8")
+
+    keep_record()  # also between two files it speaks of those that are there
     for name in formats:
         row = FORMATS[name]
         options = dict(row.options, examples=examples)
@@ -145,18 +158,14 @@ def export_formats(
             failures[name] = error
         else:
             reports.append(report)
-    made = [report.to_dict() | {"path": pathlib.Path(report.path).name} for report in reports]
-    names = [entry["format"] for entry in made]
-    made += [entry for entry in earlier if entry["format"] not in names]
-    made.sort(key=lambda entry: list(FORMATS).index(entry["format"]))
-    record = {**about, "exports": made}
-    if failures:
-        record["failures"] = {name: str(error) for name, error in failures.items()}
-    with staged(output / RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        keep_record()
     if failures:
         raise ExportsFailed(reports, failures)
     return reports
+
+
+def _place(entry):
+    return list(FORMATS).index(entry["format"])
 
 
 def _raw(batches, argument, labels=None):
