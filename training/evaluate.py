@@ -67,7 +67,8 @@ def read_labels(split) -> np.ndarray:
     Args:
         split: One of `Dataset.splits`.
     """
-    return np.array([*split.keys.map(lambda key: split.fetch(key)[1]).as_numpy_iterator()])
+    labels = split.keys.map(lambda key: split.fetch(key)[1]).batch(1024)
+    return np.concatenate([*labels.as_numpy_iterator()])
 
 
 def score(probabilities, labels) -> Evaluation:
