@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,onnx,openvino,hub,jax,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,onnx,openvino,hub,dev]'
 	touch $@
 
 # Trains on two replicas, exports, verifies, and shows it. About three minutes.
@@ -30,10 +30,10 @@ test-slow: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-# Imported weights and preprocessing against the libraries they come from, which it installs.
+# On JAX, ONNX and OpenVINO, and weights and preprocessing against the libraries they come from.
 parity: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,parity]'
-	$(BIN)/python -m pytest -m parity tests
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,jax,parity]'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m parity tests
 
 clean:
 	rm -rf .venv build dist *.egg-info

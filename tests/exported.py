@@ -46,11 +46,11 @@ def trained_model():
     return model
 
 
-def run_python(code, *arguments, **environment):
+def run_python(code, *arguments):
     """Runs code in a fresh interpreter and returns what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -287,9 +287,9 @@ run(pathlib.Path(sys.argv[2]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_a_run_on_jax_goes_on_as_if_it_had_never_stopped(tmp_path):
-    pytest.importorskip("jax", reason="needs JAX")
+    pytest.importorskip("jax", reason="needs JAX: make parity")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     answer = subprocess.run(
         [sys.executable, "-c", ON_JAX, str(whole), str(parts)],

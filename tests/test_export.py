@@ -457,9 +457,3 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_earlier_one(tmp_pat
     with pytest.raises(export.WriteError, match="busy"):
         replace()
     assert contents(tmp_path) == {pathlib.Path("m/file"): b"good"}
-
-
-def test_import_does_not_import_tensorflow():
-    pytest.importorskip("jax")
-    code = "import sys, keras_resnet; print('tensorflow' in sys.modules)"
-    assert run_python(code, KERAS_BACKEND="jax").split()[-1] == "False"

@@ -15,9 +15,10 @@ import keras_resnet
 from keras_resnet import export
 from keras_resnet.export import ExportMismatch, Tolerance
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("tf2onnx")
+onnx = pytest.importorskip("onnx", reason="needs ONNX: make parity")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX: make parity")
+pytest.importorskip("tf2onnx", reason="needs ONNX: make parity")
+pytestmark = pytest.mark.parity
 
 exporter_module = importlib.import_module("keras_resnet.export.keras_exporter")
 
@@ -87,10 +88,7 @@ def test_images_of_any_size_go_to_a_model_of_any_size(model, tmp_path):
     assert report.examples == 10
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(row, marks=[] if row == "resnext" else [pytest.mark.slow]) for row in SMALL],
-)
+@pytest.mark.parametrize("family", SMALL)
 def test_every_family_is_exported(tmp_path, family):
     model = look_trained(keras_resnet.build(SMALL[family], input_shape=(16, 16, 3)))
     report = export.onnx(model, tmp_path / "m.onnx", examples=IMAGES)

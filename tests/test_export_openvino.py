@@ -16,7 +16,8 @@ import keras_resnet
 from keras_resnet import export
 from keras_resnet.export import ExportMismatch, Tolerance
 
-openvino = pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino", reason="needs OpenVINO: make parity")
+pytestmark = pytest.mark.parity
 
 exporter_module = importlib.import_module("keras_resnet.export.keras_exporter")
 
@@ -94,10 +95,7 @@ def test_what_nothing_reads_is_no_output(model, expected, tmp_path):
     assert len(openvino.Core().read_model(tmp_path / "m" / "model.xml").outputs) == 1
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(row, marks=[] if row == "resnext" else [pytest.mark.slow]) for row in SMALL],
-)
+@pytest.mark.parametrize("family", SMALL)
 def test_every_family_is_exported(tmp_path, family):
     model = look_trained(keras_resnet.build(SMALL[family], input_shape=(16, 16, 3)))
     report = export.openvino(model, tmp_path / "m", examples=IMAGES)

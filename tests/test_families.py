@@ -466,9 +466,9 @@ for row in rows:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_outputs_on_jax_are_those_on_tensorflow(tmp_path):
-    pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
+    pytest.importorskip("jax", reason="needs JAX: make parity")
     x = images(2, 17, 20, 3)
     np.save(tmp_path / "images.npy", x)
     outputs = {}

@@ -14,7 +14,8 @@ import reference
 
 import keras_resnet
 
-pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
+pytest.importorskip("jax", reason="needs JAX: make parity")
+pytestmark = pytest.mark.parity
 
 # Blocks per stage, and what differs from the row.
 NETWORKS = {

@@ -15,7 +15,8 @@ from training import datasets, loop, pipeline, records
 from training.compilation import compiled_model
 from training.recipes import get_recipe, write_recipe
 
-pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
+pytest.importorskip("jax", reason="needs JAX: make parity")
+pytestmark = pytest.mark.parity
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 TINY = dataclasses.replace(
@@ -80,7 +81,6 @@ model.save_weights("after.weights.h5")
 """
 
 
-@pytest.mark.slow
 def test_two_devices_learn_what_tensorflow_learns_on_one(tmp_path):
     """From the same weights; statistics are those of the whole batch in both."""
     digits = datasets.load("digits")
@@ -107,7 +107,6 @@ def test_too_few_devices_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_one_and_four_devices_leave_the_same_run(tmp_path):
     """Also where the test split is scored, in batches of 250 that four do not share evenly."""
     write_recipe(TINY, tmp_path / "recipe.json")

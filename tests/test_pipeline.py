@@ -362,8 +362,9 @@ def test_bad_input_is_explained():
         batches(numbered(3), 1, augmentation={"shfit": {}})
 
 
+@pytest.mark.parity
 def test_the_pipeline_runs_beside_a_jax_network():
-    pytest.importorskip("jax")
+    pytest.importorskip("jax", reason="needs JAX: make parity")
     program = """
 from training import datasets, pipeline, pixels
 import keras, numpy as np, tensorflow as tf

@@ -217,9 +217,9 @@ for network, operate in (
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_on_jax():
-    pytest.importorskip("jax", reason="needs the extra: pip install 'keras-resnet-zoo[jax]'")
+    pytest.importorskip("jax", reason="needs JAX: make parity")
     subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
