@@ -25,6 +25,7 @@ from training.trials import Trainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 TINY = dataclasses.replace(get_recipe("digits-resnet20"), variant="cifar_resnet8", batch_size=64)
+AVERAGED = dataclasses.replace(TINY, ema_momentum=0.5)
 RATE = "learning_rate=0.01:1.0:log"
 
 # keras-tuner 1.4.8 with Python 3.10 and later
@@ -75,6 +76,7 @@ def found(tmp_path_factory):
             "variant=cifar_resnet8,cifar_resnet14",
             "learning_rate=0.005:0.05:log",
             "augmentation.shift.padding=0:2",
+            recipe=AVERAGED,
             trials=2,
             replicas=2,
         )
@@ -97,7 +99,7 @@ def test_a_trial_scores_what_train_reaches_with_the_same_values(found, tmp_path)
     _, trials = found
     best = trials[0]
     record = loop.train(
-        TINY.changed(best.values), run_dir=tmp_path / "run", steps=3, replicas=2, verbose=0
+        AVERAGED.changed(best.values), run_dir=tmp_path / "run", steps=3, replicas=2, verbose=0
     )
     assert best.accuracy == pytest.approx(record.results["validation_accuracy"], abs=1e-6)
 
@@ -113,8 +115,8 @@ def test_the_best_recipe_differs_in_the_searched_fields_only(found):
     assert (recipe.steps, recipe.milestones) == (500, (250, 375))
     assert recipe.measured_accuracy is None
     others = ("name", "variant", "learning_rate", "augmentation", "reference", "measured_accuracy")
-    changed = {name: getattr(TINY, name) for name in others}
-    assert dataclasses.replace(recipe, **changed) == TINY
+    changed = {name: getattr(AVERAGED, name) for name in others}
+    assert dataclasses.replace(recipe, **changed) == AVERAGED
 
 
 def test_trials_are_listed_and_drawn(found):
@@ -137,7 +139,7 @@ def test_a_search_that_has_ended_trains_nothing_again(found, monkeypatch):
     folder, trials = found
     monkeypatch.setattr(Trainer, "execute", None)
     texts = json.loads((folder / "search.json").read_text())["settings"]["field"]
-    assert search(folder, *texts, trials=2, replicas=2) == trials
+    assert search(folder, *texts, recipe=AVERAGED, trials=2, replicas=2) == trials
 
 
 def test_a_search_goes_further_with_more_trials(scored, tmp_path):
@@ -321,6 +323,7 @@ def test_two_processes_do_not_share_a_search(tmp_path):
         (["variant=cifar_resnet8,cifar_resnet9"], {}, "Received: 9. The nearest are 8 and 14."),
         (["steps=1:10"], {}, "Unknown field of a search."),
         (["milestones=1:10"], {}, "Unknown field of a search."),
+        (["validation_examples=100:200"], {}, "Unknown field of a search."),
         (["momentum=0.5:1.0"], {}, "Expected 0 <= `momentum` < 1. Received: momentum=1.0."),
         (["batch_size=16.5:20.5"], {}, "Expected `batch_size` as int. Received: 16.5."),
         (["nesterov=true,3"], {}, "Expected `nesterov` as bool. Received: 3."),
