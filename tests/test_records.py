@@ -208,6 +208,13 @@ def test_the_file_is_json_that_others_can_read(tmp_path, record):
     assert (tmp_path / records.RECORD).stat().st_mode & 0o444 == 0o444
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"recipe": 3}', b"\xff\x00"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / records.RECORD).write_bytes(content)
+    with pytest.raises(ValueError, match=r"record of a run cannot be read.*record\.json"):
+        records.read(tmp_path)
+
+
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no run") as error:
         records.read(tmp_path)
