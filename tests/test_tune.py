@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,6 +426,10 @@ def test_damaged_images_are_left_out_if_asked_for(scored, tmp_path, monkeypatch,
     code, error = tune_with("--skip-corrupt")
     assert code == 2
     assert "Expected skipped=['train/bee/empty.png']. Received: skipped=[]." in error
+    shutil.copy(damaged.with_name("whole.png"), damaged)
+    code, error = tune_with("--skip-corrupt")
+    assert code == 2
+    assert "Expected images={'train': 2, 'validation': 2}, skipped=" in error
 
 
 def test_a_signal_while_a_function_is_traced_stops_the_search_after_the_step(tmp_path, monkeypatch):
