@@ -239,8 +239,11 @@ def test_variables_that_do_not_hold_are_refused(variables, message):
 # How workers wait for each other.
 
 
-def test_workers_wait_until_the_last_has_come():
-    addresses = free_addresses(3)
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_wait_until_the_last_has_come(host):
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    addresses = tuple(address.replace("127.0.0.1", host) for address in free_addresses(3))
     arrived = []
 
     def join(index):

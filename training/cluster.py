@@ -245,8 +245,10 @@ def wait_for_workers(cluster: Cluster) -> None:
 
 def _listening(address):
     port = int(address.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        return socket.create_server(("", port))
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise ValueError(
             f"This worker cannot use its port. Expected {port} to be free. Received: {error}. "
