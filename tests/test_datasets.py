@@ -1,6 +1,7 @@
 """Sources of images: their splits, their pixels, and what is said about bad ones."""
 
 import collections
+import os
 import shutil
 
 import numpy as np
@@ -324,6 +325,17 @@ def test_a_folder_gives_every_class_its_share(tmp_path):
     assert per_class["test"] == [3, 0, 1, 1]
     assert per_class["validation"] == [3, 0, 1, 0]
     assert per_class["train"] == [34, 1, 1, 1]
+
+
+@pytest.mark.parametrize("most_held", [2**30, 0], ids=["in_memory", "in_files"])
+def test_names_of_files_need_not_be_utf8(tmp_path, monkeypatch, most_held):
+    for path in sorted(write_classes(tmp_path, ant=4, bee=4).rglob("*.png")):
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9" + os.fsencode(path.name))))
+    for limit in ("IN_MEMORY_BYTES", "ENCODED_BYTES"):
+        monkeypatch.setattr(datasets, limit, most_held)
+    folder = datasets.load(f"folder:{tmp_path}")
+    assert counts(folder) == {"train": 4, "test": 2, "validation": 2}
+    assert len(list(folder.splits["train"].examples())) == 4
 
 
 def test_a_folder_of_single_images_only_trains(tmp_path):
