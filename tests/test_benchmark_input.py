@@ -45,6 +45,13 @@ def test_one_of_recipe_and_folder_is_needed():
         CliRunner().invoke(app, ["benchmark", "input"], catch_exceptions=False)
 
 
+def test_a_batch_of_no_images_is_refused(tmp_path):
+    options = ["benchmark", "input", "--folder", str(tmp_path), "--batch-size", "0"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    assert "equal to 1" in result.output
+
+
 def test_rates_are_images_per_second_of_each_turn(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     clock.perf_counter, clock.process_time = lambda: clock.now, lambda: clock.now / 4

@@ -184,7 +184,7 @@ def test_a_run_goes_on_as_it_was_started_or_not_at_all(tmp_path, record):
     with pytest.raises(ValueError, match=r"Expected accumulation_steps=1\. Received: accum"):
         records.begin(tmp_path, dataclasses.replace(record, accumulation_steps=4))
     on_jax = dataclasses.replace(record, versions={**record.versions, "jax": "0.9"})
-    with pytest.raises(ValueError, match="Expected backend='tensorflow'.*backend='jax'"):
+    with pytest.raises(ValueError, match=r"Expected backend='tensorflow'.*backend='jax'"):
         records.begin(tmp_path, on_jax)
     remarks = dataclasses.replace(record.recipe, measured_accuracy=0.5, reference="ours")
     records.begin(tmp_path, dataclasses.replace(record, recipe=remarks))
