@@ -154,8 +154,8 @@ def _calls(model, files, raw):
             calls[name] = _saved_model(path, inputs if name.startswith("stock") else raw)
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: left out.")
-    elif model.variant.block in ("basic", "bottleneck"):
-        calls["PyTorch"] = _pytorch(model, inputs)
+    else:
+        calls |= _pytorch(model, inputs)
     return calls
 
 
@@ -199,6 +199,9 @@ def _pytorch(model, inputs):
 
     from benchmarks import torch_twins
 
+    if not torch_twins.has_twin(model.variant):
+        print(f"{model.variant.name} is not written in PyTorch: left out.")
+        return {}
     twin = torch_twins.twin(model.variant, model.output_shape[-1]).eval()
     count = sum(weight.numel() for weight in twin.parameters())
     assert count == sum(np.prod(weight.shape) for weight in model.trainable_weights)
@@ -209,7 +212,7 @@ def _pytorch(model, inputs):
         with torch.inference_mode():
             return twin(images).numpy()
 
-    return answer
+    return {"PyTorch": answer}
 
 
 def _repeated(call, steps):

@@ -4,6 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from keras_resnet import Variant
+
+# field of a row -> what `twin` can write; of the other axes, what most rows have
+_WRITTEN = {
+    "block": ("basic", "bottleneck"),
+    "stem": ("cifar", "imagenet"),
+    "shortcut": ("zero_padding", "projection"),
+}
+_OF_ANY_ROW = ("name", "blocks", "filters", "classes", "preprocessing", "reference")
+
 
 class Block(nn.Module):
     """Basic or bottleneck block; the shortcut is a projection, or zeros that are appended."""
@@ -38,11 +48,22 @@ class Block(nn.Module):
         return functional.relu(x + y, inplace=True)
 
 
-def twin(variant, classes):
-    """The PyTorch network of a row of the table, with basic or bottleneck blocks of 2015.
+def has_twin(variant: Variant) -> bool:
+    """Whether a row of the table is a residual network of 2015, which `twin` can write.
 
     Args:
-        variant: A `keras_resnet.Variant`.
+        variant: The row.
+    """
+    taken = {name: getattr(variant, name) for name in (*_OF_ANY_ROW, *_WRITTEN)}
+    written = all(taken[name] in choices for name, choices in _WRITTEN.items())
+    return written and variant == Variant(**taken)
+
+
+def twin(variant: Variant, classes: int) -> nn.Module:
+    """The PyTorch network of a row of the table.
+
+    Args:
+        variant: One of those that `has_twin`.
         classes: Number of classes.
     """
     expansion = 4 if variant.block == "bottleneck" else 1

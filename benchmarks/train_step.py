@@ -64,11 +64,15 @@ def compare(network: str, *, batch_size: int, steps: int, rounds: int) -> None:
     if importlib.util.find_spec("torch"):
         from benchmarks import torch_twins
 
-        for name, options in (
-            ("pytorch", {}),
-            ("pytorch channels first", {"channels_last": False}),
-            ("pytorch bfloat16", {"bfloat16": True}),
-        ):
+        kinds = {
+            "pytorch": {},
+            "pytorch channels first": {"channels_last": False},
+            "pytorch bfloat16": {"bfloat16": True},
+        }
+        if not torch_twins.has_twin(ours.variant):
+            print(f"{network} is not written in PyTorch: left out.")
+            kinds = {}
+        for name, options in kinds.items():
             twin = torch_twins.twin(ours.variant, ours.output_shape[-1])
             count = sum(weight.numel() for weight in twin.parameters())
             assert count == sum(np.prod(weight.shape) for weight in ours.trainable_weights)

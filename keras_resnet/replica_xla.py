@@ -118,8 +118,7 @@ class ReplicaModel(keras.Model):
         if parts == 1:
             return self._loss_and_gradients(x, y, sample_weight, share)
         data = keras.tree.map_structure(
-            lambda part: None if part is None else tf.reshape(part, [parts, -1, *part.shape[1:]]),
-            (x, y, sample_weight),
+            lambda all: None if all is None else _divided(all, parts), (x, y, sample_weight)
         )
 
         def body(number, loss, gradients, predictions):
@@ -293,6 +292,12 @@ class ReplicaModel(keras.Model):
 def _xla_compiles():
     """Whether what is being traced is for XLA: the step of this model, or of one around it."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def _divided(values, parts):
+    """With an axis for the parts in front; images that grow have their size in the step alone."""
+    shape = tf.concat([[parts, -1], tf.shape(values)[1:]], axis=0)
+    return tf.ensure_shape(tf.reshape(values, shape), [parts, None, *values.shape[1:]])
 
 
 def _count(x):

@@ -1,4 +1,4 @@
-"""`benchmark input`: it measures what it says, for a recipe and for a folder."""
+"""Benchmarks: they measure what they say, and compare like with like."""
 
 import types
 
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks import input
 from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.variants import VARIANTS
 from training.__main__ import app
 
 
@@ -44,6 +45,13 @@ def test_one_of_recipe_and_folder_is_needed():
         CliRunner().invoke(app, ["benchmark", "input"], catch_exceptions=False)
 
 
+def test_a_batch_of_no_images_is_refused(tmp_path):
+    options = ["benchmark", "input", "--folder", str(tmp_path), "--batch-size", "0"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    assert "equal to 1" in result.output
+
+
 def test_rates_are_images_per_second_of_each_turn(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     clock.perf_counter, clock.process_time = lambda: clock.now, lambda: clock.now / 4
@@ -68,3 +76,23 @@ def test_the_plain_pipeline_gives_what_ours_gives(tmp_path):
         assert batch.shape == (2, 224, 224, 3)
         assert batch.dtype == tf.float32
         np.testing.assert_allclose(batch[1, 100, 100], expected, atol=0.1 if given else 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "written"),
+    [
+        ("resnet18", True),
+        ("resnet152", True),
+        ("cifar_resnet1202", True),
+        ("cifar_plainnet20", False),
+        ("cifar_resnet110v2", False),
+        ("wide_resnet50_2", False),
+        ("se_resnet50", False),
+        ("resnet50d", False),
+        ("highwaynet19", False),
+        ("densenet40_12", False),
+    ],
+)
+def test_only_networks_that_are_written_in_pytorch_are_compared_with_it(network, written):
+    torch_twins = pytest.importorskip("benchmarks.torch_twins")
+    assert torch_twins.has_twin(VARIANTS[network]) == written

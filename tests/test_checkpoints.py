@@ -42,6 +42,7 @@ DAMAGES = {
     "a bit in the data": lambda path: flip(path, path.stat().st_size // 3),
     "a bit in the first byte": lambda path: flip(path, 0),
     "a bit in the last byte": lambda path: flip(path, -1),
+    "unreadable": lambda path: (path.unlink(), path.symlink_to(path)),
 }
 
 
@@ -87,6 +88,16 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
     assert f"The checkpoint {newest} is damaged; the one before it is used." in caplog.text
     checkpoints.save(tmp_path, Progress(15), ARRAYS)
     assert names(tmp_path) == ["step-000000010", "step-000000015"]
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path):
+    checkpoints.save(tmp_path, Progress(10), ARRAYS)
+    damaged = [tmp_path / f"step-000000020-{digit * 16}.npz" for digit in "0f"]
+    for path in damaged:
+        path.touch()
+    checkpoints.save(tmp_path, Progress(20), ARRAYS)
+    assert names(tmp_path) == ["step-000000010", "step-000000020"]
+    assert not any(path.exists() for path in damaged)
 
 
 def test_with_all_damaged_the_run_is_not_begun_again(tmp_path, caplog):

@@ -83,6 +83,7 @@ TF_CONFIG = {"TF_CONFIG": Cluster(("a:1", "b:2"), 1).to_tf_config()}
 def test_the_command_line_goes_before_tf_config_and_tf_config_before_slurm():
     everything = SLURM | TF_CONFIG
     assert cluster.resolve("c:3,d:4", 0, environment=everything).workers == ("c:3", "d:4")
+    assert cluster.resolve("c:3, d:4", 1, environment={}).workers == ("c:3", "d:4")
     assert cluster.resolve(environment=everything) == Cluster(("a:1", "b:2"), 1)
     assert cluster.resolve(environment=SLURM).index == 1
     assert cluster.resolve(environment={}) is None
@@ -204,6 +205,14 @@ def test_addresses_that_do_not_hold_are_refused(workers, index, message):
         ({"TF_CONFIG": "{"}, "TF_CONFIG describes no cluster. Expected JSON such as"),
         ({"TF_CONFIG": '{"cluster": {"worker": 3}}'}, "TF_CONFIG describes no cluster."),
         (
+            {"TF_CONFIG": TF_CONFIG["TF_CONFIG"].replace('["a:1", "b:2"]', '"b:2"')},
+            "(TypeError: 'b:2' is no list of words)",
+        ),
+        (
+            {"TF_CONFIG": TF_CONFIG["TF_CONFIG"].replace('"b:2"', "2")},
+            "(TypeError: ['a:1', 2] is no list of words)",
+        ),
+        (
             {"TF_CONFIG": TF_CONFIG["TF_CONFIG"].replace('"index": 1', '"index": 2')},
             "Expected an index below the number of addresses of 'worker', 2. Received: 2",
         ),
@@ -219,7 +228,7 @@ def test_addresses_that_do_not_hold_are_refused(workers, index, message):
             "gpu08). Received: [2, 2] tasks per node.",
         ),
     ],
-    ids=["no_json", "no_list", "index", "job", "nodes", "tasks"],
+    ids=["no_json", "no_list", "one_word", "a_number", "index", "job", "nodes", "tasks"],
 )
 def test_variables_that_do_not_hold_are_refused(variables, message):
     with pytest.raises(ValueError, match="Expected") as error:
@@ -230,8 +239,11 @@ def test_variables_that_do_not_hold_are_refused(variables, message):
 # How workers wait for each other.
 
 
-def test_workers_wait_until_the_last_has_come():
-    addresses = free_addresses(3)
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_wait_until_the_last_has_come(host):
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    addresses = tuple(address.replace("127.0.0.1", host) for address in free_addresses(3))
     arrived = []
 
     def join(index):
@@ -294,7 +306,7 @@ def test_a_missing_worker_ends_the_training_before_it_begins(tmp_path):
 MEMBER = """
 import signal, sys
 import keras, numpy as np, tensorflow as tf
-from training import cluster, datasets, pipeline, workers
+from training import averaging, cluster, datasets, pipeline, workers
 from training.strategy import make_strategy
 
 member = cluster.resolve()
@@ -317,6 +329,16 @@ with strategy.scope():
     network = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
 network.layers[0].moving_mean.assign([member.index, 1.0, 10.0 * member.index])
 workers.average_moving_statistics(network)
+with strategy.scope():
+    network.compile(keras.optimizers.SGD(use_ema=True))
+    network.optimizer.build(network.trainable_variables)
+averages = {f"average/{network.layers[0].moving_mean.path}": np.full(3, 2.0 * member.index)}
+swap = averaging.SwapAverages(averages, 0.9)
+swap.set_model(network)
+means = [network.layers[0].moving_mean.numpy()]
+for switch in (swap.on_test_begin, swap.on_test_end):
+    switch()
+    means.append(network.layers[0].moving_mean.numpy())
 try:
     workers.check_agreement(strategy, batch_size=32, step=member.index)
 except ValueError as error:
@@ -324,7 +346,7 @@ except ValueError as error:
 np.savez(
     f"{sys.argv[1]}/{member.index}.npz",
     *shares(training, 3), *shares(validation, 9),
-    mean=network.layers[0].moving_mean.numpy(), disagreement=disagreement,
+    means=means, disagreement=disagreement,
 )
 signal.raise_signal(signal.SIGTERM)
 """
@@ -366,7 +388,10 @@ def test_the_shares_of_all_workers_are_the_batches_of_one_process(members):
 
 def test_moving_statistics_are_averaged_over_the_workers(members):
     for member in members:
-        np.testing.assert_allclose(member["mean"], [0.5, 1.0, 5.0])
+        latest, validated, afterwards = member["means"]
+        np.testing.assert_allclose(latest, [0.5, 1.0, 5.0])
+        np.testing.assert_allclose(validated, [1.0, 1.0, 1.0])
+        np.testing.assert_allclose(afterwards, latest)
 
 
 def test_workers_that_do_not_agree_say_so(members):

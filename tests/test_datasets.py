@@ -1,6 +1,7 @@
 """Sources of images: their splits, their pixels, and what is said about bad ones."""
 
 import collections
+import os
 import shutil
 
 import numpy as np
@@ -91,16 +92,16 @@ def test_what_is_held_out_does_not_depend_on_the_order():
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """A directory with three prepared datasets: two of fixed size, one of varied sizes."""
+    """A directory with four prepared datasets: two of fixed size, two of varied sizes."""
     root = tmp_path_factory.mktemp("tfds")
     rng = np.random.default_rng(0)
 
-    def store(name, channels, splits, sizes):
-        def examples(count):
+    def store(name, channels, splits, sizes, unlabelled=()):
+        def examples(split, count):
             for i in range(count):
                 shape = (*[sizes[i % len(sizes)]] * 2, channels)
                 image = rng.integers(0, 256, shape, dtype=np.uint8)
-                yield i, {"image": image, "label": i % 3}
+                yield i, {"image": image, "label": -1 if split in unlabelled else i % 3}
 
         side = sizes[0] if len(sizes) == 1 else None
         features = {
@@ -113,7 +114,7 @@ def tfds_dir(tmp_path_factory):
                 features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
             ),
             "_split_generators": lambda self, _: {
-                split: examples(count) for split, count in splits.items()
+                split: examples(split, count) for split, count in splits.items()
             },
             "_generate_examples": None,
             "pkg_dir_path": root,
@@ -125,6 +126,8 @@ def tfds_dir(tmp_path_factory):
     store("grey", 1, {"train": 60, "test": 9}, sizes=[8])
     store("whole", 3, {"train": 60}, sizes=[8])
     store("varied", 3, {"train": 60, "validation": 12, "test": 9}, sizes=[20, 24])
+    splits = {"train": 60, "validation": 12, "test": 9}
+    store("secret", 3, splits, sizes=[20, 24], unlabelled=["test"])
     return root
 
 
@@ -272,15 +275,16 @@ def test_a_damaged_file_of_a_tfds_dataset_is_said_to_be_one(tfds_dir, tmp_path):
 
 
 @pytest.mark.parametrize("prepared", [("train", "validation"), ("train", "validation", "test")])
-def test_imagenet_is_tested_on_its_validation_images(prepared, tfds_dir, monkeypatch):
-    """Those of its test split have no labels, and few people have downloaded them."""
-    builder = tfds.builder("varied", data_dir=tfds_dir)
+def test_without_labels_for_test_the_validation_images_take_its_place(
+    prepared, tfds_dir, monkeypatch
+):
+    """As with ImageNet's test images, which few people have downloaded."""
+    builder = tfds.builder("secret", data_dir=tfds_dir)
     found = tfds.core.SplitDict([builder.info.splits[split] for split in prepared])
-    monkeypatch.setattr(builder, "name", "imagenet2012")
     monkeypatch.setattr(type(builder.info), "splits", found)
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
-    imagenet = datasets.load("varied", data_dir=tfds_dir)
-    assert counts(imagenet) == {"train": 54, "test": 12, "validation": 6}
+    secret = datasets.load("secret", data_dir=tfds_dir)
+    assert counts(secret) == {"train": 54, "test": 12, "validation": 6}
 
 
 def test_an_unknown_name_gets_the_nearest():
@@ -321,6 +325,17 @@ def test_a_folder_gives_every_class_its_share(tmp_path):
     assert per_class["test"] == [3, 0, 1, 1]
     assert per_class["validation"] == [3, 0, 1, 0]
     assert per_class["train"] == [34, 1, 1, 1]
+
+
+@pytest.mark.parametrize("most_held", [2**30, 0], ids=["in_memory", "in_files"])
+def test_names_of_files_need_not_be_utf8(tmp_path, monkeypatch, most_held):
+    for path in sorted(write_classes(tmp_path, ant=4, bee=4).rglob("*.png")):
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9" + os.fsencode(path.name))))
+    for limit in ("IN_MEMORY_BYTES", "ENCODED_BYTES"):
+        monkeypatch.setattr(datasets, limit, most_held)
+    folder = datasets.load(f"folder:{tmp_path}")
+    assert counts(folder) == {"train": 4, "test": 2, "validation": 2}
+    assert len(list(folder.splits["train"].examples())) == 4
 
 
 def test_a_folder_of_single_images_only_trains(tmp_path):

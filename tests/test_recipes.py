@@ -186,9 +186,10 @@ def test_a_recipe_in_a_file(tmp_path):
     recipe = get_recipe("cifar10-resnet20-fast").changed({"image_sizes": [(0, 24), (0.5, 32)]})
     write_recipe(recipe, tmp_path / "mine.json")
     assert get_recipe(str(tmp_path / "mine.json")) == recipe
-    (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no recipe"):
-        get_recipe(str(tmp_path / "mine.json"))
+    for content in (b"{}", b"\xff"):
+        (tmp_path / "mine.json").write_bytes(content)
+        with pytest.raises(ValueError, match="holds no recipe"):
+            get_recipe(str(tmp_path / "mine.json"))
     fields = dataclasses.asdict(recipe) | {"synchronized_batch_norm": "False"}
     (tmp_path / "mine.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="Expected `synchronized_batch_norm` as bool"):

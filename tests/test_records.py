@@ -183,6 +183,9 @@ def test_a_run_goes_on_as_it_was_started_or_not_at_all(tmp_path, record):
     assert records.read(tmp_path) == record
     with pytest.raises(ValueError, match=r"Expected accumulation_steps=1\. Received: accum"):
         records.begin(tmp_path, dataclasses.replace(record, accumulation_steps=4))
+    on_jax = dataclasses.replace(record, versions={**record.versions, "jax": "0.9"})
+    with pytest.raises(ValueError, match=r"Expected backend='tensorflow'.*backend='jax'"):
+        records.begin(tmp_path, on_jax)
     remarks = dataclasses.replace(record.recipe, measured_accuracy=0.5, reference="ours")
     records.begin(tmp_path, dataclasses.replace(record, recipe=remarks))
 
@@ -206,6 +209,13 @@ def test_the_file_is_json_that_others_can_read(tmp_path, record):
     assert content["recipe"]["milestones"] == [32_000, 48_000]
     assert content["seed"] == 3
     assert (tmp_path / records.RECORD).stat().st_mode & 0o444 == 0o444
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"recipe": 3}', b"\xff\x00"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / records.RECORD).write_bytes(content)
+    with pytest.raises(ValueError, match=r"record of a run cannot be read.*record\.json"):
+        records.read(tmp_path)
 
 
 def test_no_run_is_an_error(tmp_path):

@@ -230,6 +230,22 @@ def test_a_first_batch_that_does_not_divide():
     assert largest_difference(one, two) < 1e-5
 
 
+def test_gradients_of_images_that_grow_are_accumulated_too():
+    images, labels = (values[:BATCH] for values in images_and_labels())
+    small, large = (
+        tf.data.Dataset.from_tensors((images[:, :side, :side], labels)) for side in (6, 8)
+    )
+    models = []
+    for parts in (1, 4):
+        random.seed(0)  # Keras draws the initial weights from it
+        model = keras_resnet.build(NETWORK, input_shape=(None, None, 3), **NO_STATISTICS)
+        model.accumulation_steps = parts
+        model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
+        model.fit(small.concatenate(large), shuffle=False, verbose=0)
+        models.append(model)
+    assert largest_difference(*models) < 1e-5
+
+
 @pytest.mark.parametrize(("replicas", "jit_compile"), [(None, False), (1, True), (2, True)])
 def test_accumulated_gradients_are_those_of_the_whole_batch(replicas, jit_compile):
     whole = trained(None, jit_compile=False)

@@ -1,5 +1,6 @@
 """What `--field` means, and what it is not."""
 
+import keras_tuner
 import numpy as np
 import pytest
 
@@ -57,6 +58,25 @@ def test_what_is_no_field_is_refused(text):
         "A field of the search cannot be read. Expected FIELD=LOW:HIGH, FIELD=LOW:HIGH:log, "
         f"FIELD=LOW:HIGH:STEP or FIELD=A,B,C. Received: {text!r}."
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("label_smoothing=0:0.3:0.1", [0.0, 0.1, 0.2, 0.3]),
+        ("label_smoothing=0.1:0.3:0.2", [0.1, 0.3]),
+        ("options.survival_probability=0.5:1.0:0.1", [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+        ("weight_decay=1e-5:3e-5:1e-5", [1e-5, 2e-5, 3e-5]),
+        ("batch_size=32:128:32", [32, 64, 96, 128]),
+        ("batch_size=1:10:4", [1, 5, 9]),
+    ],
+)
+def test_steps_are_those_that_are_written_up_to_the_end(text, values):
+    field, hyperparameters = parse_field(text), keras_tuner.HyperParameters()
+    field.declare(hyperparameters)
+    found = [field.value(proposed) for proposed in hyperparameters.space[0].values]
+    assert found == values
+    assert [type(value) for value in found] == [type(value) for value in values]
 
 
 @pytest.mark.parametrize(

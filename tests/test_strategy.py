@@ -114,3 +114,9 @@ def test_batches_that_do_not_divide_are_refused(batch_size, remedy):
         "2 replicas cannot share the batch evenly. Expected a batch size that is a multiple of 2. "
         f"Received: batch_size={batch_size}. Use {remedy}."
     )
+
+
+@pytest.mark.parametrize("accumulation_steps", [0, -1])
+def test_a_share_in_no_parts_is_refused(accumulation_steps):
+    with pytest.raises(ValueError, match=f"Received: accumulation_steps={accumulation_steps}."):
+        check_batch_size(32, make_strategy(1), accumulation_steps)

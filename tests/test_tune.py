@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from training.trials import Trainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 TINY = dataclasses.replace(get_recipe("digits-resnet20"), variant="cifar_resnet8", batch_size=64)
+AVERAGED = dataclasses.replace(TINY, ema_momentum=0.5)
 RATE = "learning_rate=0.01:1.0:log"
 
 # keras-tuner 1.4.8 with Python 3.10 and later
@@ -75,6 +77,7 @@ def found(tmp_path_factory):
             "variant=cifar_resnet8,cifar_resnet14",
             "learning_rate=0.005:0.05:log",
             "augmentation.shift.padding=0:2",
+            recipe=AVERAGED,
             trials=2,
             replicas=2,
         )
@@ -97,7 +100,7 @@ def test_a_trial_scores_what_train_reaches_with_the_same_values(found, tmp_path)
     _, trials = found
     best = trials[0]
     record = loop.train(
-        TINY.changed(best.values), run_dir=tmp_path / "run", steps=3, replicas=2, verbose=0
+        AVERAGED.changed(best.values), run_dir=tmp_path / "run", steps=3, replicas=2, verbose=0
     )
     assert best.accuracy == pytest.approx(record.results["validation_accuracy"], abs=1e-6)
 
@@ -113,8 +116,8 @@ def test_the_best_recipe_differs_in_the_searched_fields_only(found):
     assert (recipe.steps, recipe.milestones) == (500, (250, 375))
     assert recipe.measured_accuracy is None
     others = ("name", "variant", "learning_rate", "augmentation", "reference", "measured_accuracy")
-    changed = {name: getattr(TINY, name) for name in others}
-    assert dataclasses.replace(recipe, **changed) == TINY
+    changed = {name: getattr(AVERAGED, name) for name in others}
+    assert dataclasses.replace(recipe, **changed) == AVERAGED
 
 
 def test_trials_are_listed_and_drawn(found):
@@ -137,7 +140,7 @@ def test_a_search_that_has_ended_trains_nothing_again(found, monkeypatch):
     folder, trials = found
     monkeypatch.setattr(Trainer, "execute", None)
     texts = json.loads((folder / "search.json").read_text())["settings"]["field"]
-    assert search(folder, *texts, trials=2, replicas=2) == trials
+    assert search(folder, *texts, recipe=AVERAGED, trials=2, replicas=2) == trials
 
 
 def test_a_search_goes_further_with_more_trials(scored, tmp_path):
@@ -321,6 +324,7 @@ def test_two_processes_do_not_share_a_search(tmp_path):
         (["variant=cifar_resnet8,cifar_resnet9"], {}, "Received: 9. The nearest are 8 and 14."),
         (["steps=1:10"], {}, "Unknown field of a search."),
         (["milestones=1:10"], {}, "Unknown field of a search."),
+        (["validation_examples=100:200"], {}, "Unknown field of a search."),
         (["momentum=0.5:1.0"], {}, "Expected 0 <= `momentum` < 1. Received: momentum=1.0."),
         (["batch_size=16.5:20.5"], {}, "Expected `batch_size` as int. Received: 16.5."),
         (["nesterov=true,3"], {}, "Expected `nesterov` as bool. Received: 3."),
@@ -422,6 +426,10 @@ def test_damaged_images_are_left_out_if_asked_for(scored, tmp_path, monkeypatch,
     code, error = tune_with("--skip-corrupt")
     assert code == 2
     assert "Expected skipped=['train/bee/empty.png']. Received: skipped=[]." in error
+    shutil.copy(damaged.with_name("whole.png"), damaged)
+    code, error = tune_with("--skip-corrupt")
+    assert code == 2
+    assert "Expected images={'train': 2, 'validation': 2}, skipped=" in error
 
 
 def test_a_signal_while_a_function_is_traced_stops_the_search_after_the_step(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
+from training.workers import average_moving_statistics
+
 PREFIX = "average/"  # of the names in a checkpoint
 
 
@@ -35,9 +37,10 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
             self.averages[name] = average + np.float32(1 - self.momentum) * (value - average)
 
     def on_test_begin(self, logs=None):
-        """Both averages come into the model."""
+        """Both averages come into the model, and that of the statistics is one for all workers."""
         super().on_test_begin(logs)
         self._swap_statistics()
+        average_moving_statistics(self.model)
 
     def on_test_end(self, logs=None):
         """And leave it."""

@@ -61,10 +61,11 @@ def save(folder: pathlib.Path, progress: Progress, arrays: Mapping[str, np.ndarr
     path = folder / f"step-{progress.step:09d}-{checksum}.npz"
     with files.replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
-    # Those of later steps are damaged, or the run would have continued from there.
-    kept = [old for old in sorted(folder.glob("step-*")) if old.name <= path.name][-KEPT:]
+    # Others of this step and later ones are damaged, or the run would have continued from there.
+    first_of_step = f"step-{progress.step:09d}-"
+    before = [old for old in sorted(folder.glob("step-*")) if old.name < first_of_step]
     for old in folder.iterdir():
-        if old not in kept:
+        if old not in (*before[1 - KEPT :], path):
             old.unlink()
 
 
@@ -83,7 +84,10 @@ def load_newest(folder: pathlib.Path) -> tuple[Progress, dict[str, np.ndarray]]:
     """
     damaged = []
     for path in sorted(folder.glob("step-*.npz"), reverse=True):
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError:  # a disk that fails
+            content = b""
         if path.stem.endswith(f"-{_checksum(content)}"):
             for newer in damaged:
                 logger.warning("The checkpoint %s is damaged; the one before it is used.", newer)

@@ -102,7 +102,7 @@ def resolve(
             f"Received: workers={workers!r}, worker_index={worker_index}"
         )
     if workers is not None:
-        addresses, index = workers.split(","), worker_index
+        addresses, index = [each.strip() for each in workers.split(",")], worker_index
     elif environment.get("TF_CONFIG"):
         addresses, index = _from_tf_config(environment["TF_CONFIG"])
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -120,6 +120,9 @@ def _from_tf_config(text):
         config = json.loads(text)
         jobs = {job: list(addresses) for job, addresses in config["cluster"].items()}
         job, index = config["task"]["type"], int(config["task"]["index"])
+        for words in (*config["cluster"].values(), [job]):
+            if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+                raise TypeError(f"{words!r} is no list of words")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"TF_CONFIG describes no cluster. Expected JSON such as {_EXAMPLE}. Received: {text} "
@@ -242,8 +245,10 @@ def wait_for_workers(cluster: Cluster) -> None:
 
 def _listening(address):
     port = int(address.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        return socket.create_server(("", port))
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise ValueError(
             f"This worker cannot use its port. Expected {port} to be free. Received: {error}. "

@@ -2,8 +2,8 @@
 
 Every dataset has the splits train, validation and test, and they are fixed: neither a seed nor the
 order of the files moves an image from one to another. The test split is the official one where
-there is one. What a source does not split itself is carved from train: the same share of every
-class, chosen by a hash of the image or of its file name.
+there is one, with labels. What a source does not split itself is carved from train: the same share
+of every class, chosen by a hash of the image or of its file name.
 
 | source         | train            | validation       | test                             |
 | -------------- | ---------------- | ---------------- | -------------------------------- |
@@ -38,7 +38,6 @@ from training import image_files, splits
 DIGITS_TEST_EXAMPLES = 360
 IN_MEMORY_BYTES = 2**30  # images that take at most this much decoded are held so,
 ENCODED_BYTES = 2**31  # others as the bytes of their files if those are not more than this
-_UNLABELLED = ("imagenet2012", "test")  # prepared or not: TFDS does without what is not downloaded
 
 # Over the pixels of each one's training images, as `Preprocessing` wants them: in 0..1.
 DIGITS = Preprocessing(size=(8, 8), resize_size=None, mean=(0.3051,), std=(0.3753,))
@@ -251,16 +250,27 @@ def _unknown_dataset(name, base):
 
 def _official_splits(builder):
     """Our names of the splits -> those of TFDS, as far as it has them."""
-    labelled = [split for split in image_files.SPLITS if (builder.name, split) != _UNLABELLED]
-    official = [split for split in labelled if split in builder.info.splits]
+    official = [split for split in image_files.SPLITS if split in builder.info.splits]
+    official = [split for split in official if _has_labels(builder, split)]
     if "train" not in official:
         raise ValueError(
-            f"The dataset {builder.name!r} cannot be trained on. Expected a split 'train'. "
-            f"Received: {', '.join(builder.info.splits)}."
+            f"The dataset {builder.name!r} cannot be trained on. Expected a split 'train' with "
+            f"labels. Received: {', '.join(builder.info.splits)}."
         )
     if official == ["train", "validation"]:
         return {"train": "train", "test": "validation"}
     return {split: split for split in official}
+
+
+def _has_labels(builder, split):
+    """TFDS gives -1 to what has none, such as ImageNet's test images, and that to a whole split."""
+    image_key, _ = builder.info.supervised_keys
+    first = builder.as_dataset(
+        split=f"{split}[:1]",
+        as_supervised=True,
+        decoders={image_key: tfds.decode.SkipDecoding()},
+    )
+    return all(label >= 0 for _, label in first.as_numpy_iterator())
 
 
 def _decoded(builder, source):

@@ -169,7 +169,7 @@ def _sizes(root, paths):
 
     def size(path):
         try:
-            return tuple(decode(tf.io.read_file(os.fspath(path))).shape[:2])
+            return tuple(decode(tf.io.read_file(os.fsencode(path))).shape[:2])
         except tf.errors.OpError:
             return None
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -102,7 +103,7 @@ def train(
         recipe,
         seed=seed,
         replicas=strategy.num_replicas_in_sync,
-        data=_describe(dataset, skip_corrupt),
+        data=describe(dataset, skip_corrupt),
         accumulation_steps=accumulation_steps,
         xla=bool(model.jit_compile),
     )
@@ -269,7 +270,16 @@ def _results(model, dataset, history, run_dir):
     }
 
 
-def _describe(dataset, skip_corrupt):
+def describe(dataset, skip_corrupt: bool) -> dict[str, Any]:
+    """What is read: a run or a search goes on with the same alone.
+
+    Args:
+        dataset: A `training.datasets.Dataset`.
+        skip_corrupt: Whether damaged files were left out.
+
+    Returns:
+        Plain JSON types.
+    """
     return {
         "images": {name: split.num_examples for name, split in dataset.splits.items()},
         "image_shape": list(dataset.image_shape),

@@ -317,8 +317,8 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike) -> None:
 
 def _read_recipe(path):
     try:
-        return Recipe(**json.loads(path.read_text()))
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"The file holds no recipe. Expected JSON with the fields of a recipe, as `tune` "
             f"writes it. Received: {str(path)!r} ({error})."

@@ -211,6 +211,8 @@ def _decisive(record):
     recipe = {name: value for name, value in fields["recipe"].items() if name not in _REMARKS}
     # Batch statistics are those of a part.
     deciding = {name: fields[name] for name in ("seed", "replicas", "accumulation_steps")}
+    # Each backend draws other random numbers.
+    deciding["backend"] = "jax" if "jax" in fields["versions"] else "tensorflow"
     return {**recipe, **deciding, **fields["data"]}
 
 
@@ -231,7 +233,7 @@ def read(run_dir: str | os.PathLike) -> Record:
         run_dir: The run's directory.
 
     Raises:
-        ValueError: If there is no run.
+        ValueError: If there is no run, or its record is damaged.
     """
     path = pathlib.Path(run_dir) / RECORD
     if not path.is_file():
@@ -239,8 +241,15 @@ def read(run_dir: str | os.PathLike) -> Record:
             f"There is no run. Expected a directory with a {RECORD}, as `train` makes it. "
             f"Received: {str(run_dir)!r}"
         )
-    fields = json.loads(path.read_text())
-    return Record(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"The record of a run cannot be read. Expected the {RECORD} that `train` wrote. "
+            f"Received: {str(path)!r} ({type(error).__name__}: {error}). Restore the file, or "
+            "choose another run."
+        ) from error
 
 
 def versions() -> dict[str, str]:

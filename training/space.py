@@ -4,6 +4,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import keras_tuner
@@ -13,7 +14,7 @@ from training.kinds import check_kind, literal
 from training.recipe import Recipe
 
 # What a recipe is about, how long it is and what it says of itself is not for a search to change.
-_KEPT = ("name", "dataset", "steps", "reference", "measured_accuracy")
+_KEPT = ("name", "dataset", "validation_examples", "steps", "reference", "measured_accuracy")
 _INNER = ("augmentation.NAME.KEYWORD", "options.OPTION", "preprocessing.FIELD")
 
 
@@ -63,9 +64,13 @@ class Field:
         if self.choices:  # as text: keras-tuner wants one type, and makes 1 of True
             hyperparameters.Choice(self.name, list(self.choices))
             return
+        high = self.high
+        if self.step is not None and not self.is_whole:  # keras-tuner would miss 0.3 in 0:0.3:0.1
+            count = _width(self.low, self.high) // _exact(self.step)
+            high = self.low + (float(count) + 0.5) * self.step
         add = hyperparameters.Int if self.is_whole else hyperparameters.Float
         sampling = "log" if self.is_log else "linear"
-        add(self.name, self.low, self.high, step=self.step, sampling=sampling)
+        add(self.name, self.low, high, step=self.step, sampling=sampling)
 
     def value(self, proposed: Any) -> Any:
         """What goes into a recipe, and into JSON: a plain Python value.
@@ -75,6 +80,9 @@ class Field:
         """
         if self.choices:
             return literal(proposed)
+        if self.step is not None:
+            count = round((float(proposed) - self.low) / self.step)
+            proposed = _exact(self.low) + count * _exact(self.step)
         return int(proposed) if self.is_whole else float(proposed)
 
 
@@ -112,8 +120,8 @@ def parse_field(text: str) -> Field:
         raise _nothing_to_choose(name, "LOW < HIGH", values)
     if is_log and low <= 0:
         raise _nothing_to_choose(name, "LOW > 0 in a logarithmic range", values)
-    if step is not None and not 0 < step <= high - low:
-        raise _nothing_to_choose(name, f"0 < STEP <= {high - low:g}", values)
+    if step is not None and not 0 < _exact(step) <= _width(low, high):
+        raise _nothing_to_choose(name, f"0 < STEP <= {_width(low, high)}", values)
     return Field(name, low, high, step, is_log)
 
 
@@ -176,6 +184,15 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     others = dict(values)
     batch_size = others.pop("batch_size", recipe.batch_size)
     return recipe.with_batch_size(batch_size).changed(others)
+
+
+def _exact(number):
+    """What is written, not the binary fraction that is nearest to it."""
+    return Decimal(str(number))
+
+
+def _width(low, high):
+    return _exact(high) - _exact(low)
 
 
 def _is_number(value):

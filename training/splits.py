@@ -112,7 +112,7 @@ def read_from_files(root, names, labels, sizes=None):
         sizes: Height and width of each image in pixels, where they are known.
     """
     with tf.device("CPU"):
-        paths = tf.constant([os.fspath(root / name) for name in names], tf.string)
+        paths = tf.constant([os.fsencode(root / name) for name in names], tf.string)
     return _decoded_late(lambda index: tf.io.read_file(tf.gather(paths, index)), labels, sizes)
 
 
@@ -226,7 +226,7 @@ def hold_out(examples, labels, count=None):
     """
     digests = [
         hashlib.blake2b(
-            example.encode() if isinstance(example, str) else example.tobytes(), digest_size=8
+            os.fsencode(example) if isinstance(example, str) else example.tobytes(), digest_size=8
         ).digest()
         for example in examples
     ]

@@ -210,6 +210,11 @@ def check_batch_size(batch_size: int, strategy: Strategy, accumulation_steps: in
         strategy: The strategy that shares them out.
         accumulation_steps: In how many parts each replica does its share.
     """
+    if accumulation_steps < 1:
+        raise ValueError(
+            "A replica does its share in at least one part. Expected `accumulation_steps` >= 1. "
+            f"Received: accumulation_steps={accumulation_steps}."
+        )
     parts = strategy.num_replicas_in_sync * accumulation_steps
     if batch_size % parts:
         below = batch_size - batch_size % parts

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from training import evaluate, pipeline
+from training.averaging import SwapAverages
 from training.compilation import compiled_model, preprocessing_of, wants_one_hot
 from training.datasets import Dataset
 from training.recipe import Recipe
@@ -97,6 +98,8 @@ class Trainer:
 
     def _fit(self, recipe, model, batches, after_step):
         """Validation accuracy after the last step; the rate has fallen to its end there."""
+        momentum = recipe.ema_momentum
+        swap = [] if momentum is None else [SwapAverages({}, momentum)]
         history = model.fit(
             batches,
             steps_per_epoch=recipe.steps,
@@ -104,6 +107,7 @@ class Trainer:
             callbacks=[
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: after_step()),
+                *swap,
             ],
             verbose=self.verbose,
         )

@@ -28,7 +28,7 @@ from keras_resnet.errors import unknown_name
 from training import datasets, files, journal, plots
 from training.interruption import Interrupted, Signals
 from training.journal import Trial, ranked
-from training.loop import check_complete, fit_to_data, steps_per_epoch
+from training.loop import check_complete, describe, fit_to_data, steps_per_epoch
 from training.recipe import Recipe
 from training.recipes import write_recipe
 from training.space import Field, check_fields, default_fields, with_values
@@ -131,8 +131,7 @@ def search(
         "trial_steps": trial_steps,
         "replicas": strategy.num_replicas_in_sync,
         "seed": seed,
-        "skip_corrupt": skip_corrupt,
-        "skipped": list(dataset.skipped),
+        **describe(dataset, skip_corrupt),
     }
     folder = output or default_output(recipe, method, seed)
     # Each trial has a network of its own, which TensorFlow takes for needless retracing.

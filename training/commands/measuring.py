@@ -23,7 +23,8 @@ def benchmark_input(
     ] = None,
     data_dir: DataDir = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per batch.", show_default="the recipe's, or 64")
+        int | None,
+        typer.Option(min=1, help="Images per batch.", show_default="the recipe's, or 64"),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Batches per turn.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 5,
