@@ -118,7 +118,7 @@ class ReplicaModel(keras.Model):
         if parts == 1:
             return self._loss_and_gradients(x, y, sample_weight, share)
         data = keras.tree.map_structure(
-            lambda all: None if all is None else _divided(all, parts), (x, y, sample_weight)
+            lambda batch: None if batch is None else _divided(batch, parts), (x, y, sample_weight)
         )
 
         def body(number, loss, gradients, predictions):
@@ -294,10 +294,10 @@ def _xla_compiles():
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def _divided(values, parts):
+def _divided(batch, parts):
     """With an axis for the parts in front; images that grow have their size in the step alone."""
-    shape = tf.concat([[parts, -1], tf.shape(values)[1:]], axis=0)
-    return tf.ensure_shape(tf.reshape(values, shape), [parts, None, *values.shape[1:]])
+    shape = tf.concat([[parts, -1], tf.shape(batch)[1:]], axis=0)
+    return tf.ensure_shape(tf.reshape(batch, shape), [parts, None, *batch.shape[1:]])
 
 
 def _count(x):
