@@ -159,6 +159,7 @@ def _strikes_back(network, plan, accuracy) -> Recipe:
         decay_exclude=_NORM_AND_BIAS,
         clip_norm=1.0,
         loss="binary_crossentropy",
+        target_threshold=0.2,  # as in timm's runs; the paper says that all mixed classes are there
         label_smoothing=0.1 if plan == "a1" else 0.0,
         augmentation={
             "inception_crop": {},
@@ -318,7 +319,7 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike) -> None:
 def _read_recipe(path):
     try:
         return Recipe(**json.loads(path.read_text()))
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"The file holds no recipe. Expected JSON with the fields of a recipe, as `tune` "
             f"writes it. Received: {str(path)!r} ({error})."
