@@ -12,6 +12,7 @@
 import contextlib
 import functools
 import logging
+import math
 
 import keras
 import tensorflow as tf
@@ -48,6 +49,7 @@ class ReplicaModel(keras.Model):
 
     evaluate = _averaged_first("evaluate")
     predict = _averaged_first("predict")
+    test_on_batch = _averaged_first("test_on_batch")
     save = _averaged_first("save")
     save_weights = _averaged_first("save_weights")
 
@@ -57,11 +59,20 @@ class ReplicaModel(keras.Model):
         self.average_moving_statistics()
         return history
 
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, x):
+        self.average_moving_statistics()
+        answers = super().predict_on_batch(x)
+        # Keras shows the whole batch to every replica, and joins what they all answer.
+        count = len(keras.tree.flatten(x)[0])
+        return keras.tree.map_structure(lambda part: part[:count], answers)
+
     def average_moving_statistics(self) -> None:
         """Sets every non-trainable float weight to its mean over the replicas of this process.
 
         Each replica keeps its own moving mean and variance of the images it saw, and only those of
-        the first are saved. `fit`, `evaluate`, `predict`, `save` and `save_weights` call this.
+        the first are saved. `fit`, `evaluate`, `predict`, `test_on_batch`, `predict_on_batch`,
+        `save` and `save_weights` call this.
         """
         for weight in self.non_trainable_variables:
             copies = getattr(weight.value, "values", ())
@@ -92,7 +103,9 @@ class ReplicaModel(keras.Model):
         else:
             loss, y_pred, gradients = self._learn_from_share(learn, images, x, y, sample_weight)
         self._loss_tracker.update_state(loss, sample_weight=images)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
+        if gradients:
+            gradients = self._finite_together(gradients)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
         return self._logs(x, y, y_pred, sample_weight)
 
     def test_step(self, data):
@@ -103,6 +116,7 @@ class ReplicaModel(keras.Model):
         loss = self._compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
         )
+        loss = tf.reduce_sum(loss)  # of no images it is an empty vector, eagerly
         self._loss_tracker.update_state(self._unscaled(loss), sample_weight=_count(x))
         return self._logs(x, y, y_pred, sample_weight)
 
@@ -117,9 +131,18 @@ class ReplicaModel(keras.Model):
         parts = self.accumulation_steps
         if parts == 1:
             return self._loss_and_gradients(x, y, sample_weight, share)
-        data = keras.tree.map_structure(
-            lambda batch: None if batch is None else _divided(batch, parts), (x, y, sample_weight)
+        divides = tf.debugging.assert_equal(
+            _count(x) % parts,
+            0,
+            "A replica's share of a batch does not divide into parts. Expected a multiple of "
+            f"accumulation_steps={parts} images on each replica, of the last batch as well: "
+            "drop_remainder=True.",
         )
+        with tf.control_dependencies([divides]):
+            data = keras.tree.map_structure(
+                lambda batch: None if batch is None else _divided(batch, parts),
+                (x, y, sample_weight),
+            )
 
         def body(number, loss, gradients, predictions):
             part = keras.tree.map_structure(lambda all: None if all is None else all[number], data)
@@ -162,7 +185,12 @@ class ReplicaModel(keras.Model):
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
             )
             scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
-        gradients = tape.gradient(scaled, [weight.value for weight in self.trainable_weights])
+        # Zeros where the loss asks for nothing: shares without images give as many gradients.
+        gradients = tape.gradient(
+            scaled,
+            [weight.value for weight in self.trainable_weights],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
         return self._unscaled(loss), y_pred, gradients
 
     def _learn_from_share(self, learn, images, x, y, sample_weight):
@@ -188,6 +216,21 @@ class ReplicaModel(keras.Model):
             return 0.0, y_pred, [tf.zeros_like(weight.value) for weight in self.trainable_weights]
 
         return tf.cond(images > 0, lambda: learn(x, y, sample_weight, share), nothing)
+
+    def _finite_together(self, gradients):
+        """The gradients, or NaN for the first where those of any replica are infinite or NaN.
+
+        To skip a step that overflows, Keras's loss scaling looks at those of the first replica.
+        """
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if not (scales and self._has_replicas):
+            return gradients
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in gradients])
+        overflows = tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.where(finite, 0.0, 1.0)
+        )
+        first, *others = gradients
+        return [tf.where(overflows > 0, tf.cast(math.nan, first.dtype), first), *others]
 
     def _predict_share(self, x):
         """Predictions for the images of this replica, of which there may be none."""
@@ -301,6 +344,6 @@ def _divided(batch, parts):
 
 
 def _count(x):
-    """Number of images of a batch: an int where it is fixed, otherwise a tensor."""
+    """Number of images of a batch: an int where all replicas have as many, otherwise a tensor."""
     first = keras.tree.flatten(x)[0]
-    return first.shape[0] or tf.shape(first)[0]
+    return (not tf.executing_eagerly() and first.shape[0]) or tf.shape(first)[0]

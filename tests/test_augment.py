@@ -151,6 +151,13 @@ def test_the_border_of_the_table_has_the_mean_colour():
     assert set(map(tuple, out.reshape(-1, 3))) == {(0, 0, 0), (3, 2, 1)}
 
 
+@pytest.mark.parametrize("name", ["pad_crop_flip", "rand_augment", "random_erasing"])
+def test_a_colour_of_other_channels_than_the_images_is_refused(name):
+    change = augment.chain({name: {"fill": [1, 2]}}, CIFAR10).change
+    with pytest.raises(ValueError, match=r"one value for all channels, or 3.*fill=\[1, 2\]"):
+        tf.data.Dataset.from_tensors(random_images(8, 8, 3)).map(lambda x: change(x, (0, 0)))
+
+
 def test_a_chain_says_what_it_does():
     empty = augment.chain({}, CIFAR10)
     image = random_images(3, 3, 3)
@@ -227,7 +234,7 @@ def test_bad_names_and_orders_are_explained(augmentation, message):
         ("mixup", "alpha", [0, "1", None, float("nan"), (1, 1)], [0.2, 1]),
         ("inception_crop", "area", [0.35, (0.35,), [0, 2], ("0", "1")], [(0.35, 1), [0.35, 1]]),
         ("scale_crop", "shortest", [256, (200, 480)], [(256, 256), [224, 480]]),
-        ("rand_augment", "layers", [0, 2.0], [1, 3]),
+        ("rand_augment", "layers", [0, 2.0, True], [1, 3]),
         ("rand_augment", "fill", ["mean", 256, (1, 2.5, 3)], [0, [1, 2, 3]]),
         ("random_erasing", "fill", ["nois", 256, (-1, 0, 0)], ["noise", "mean", 7, [1, 2, 3]]),
         ("random_erasing", "mean", [3], []),

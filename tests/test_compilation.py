@@ -53,14 +53,18 @@ def test_the_smoothed_loss_is_that_of_numpy(digits):
     assert model.evaluate(images, labels, verbose=0)[0] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_binary_cross_entropy_is_that_of_numpy_and_of_every_class_on_its_own(digits, smoothing):
+@pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, None), (0.2, None), (0.2, 0.3)])
+def test_binary_cross_entropy_is_that_of_numpy_and_of_every_class_on_its_own(
+    digits, smoothing, threshold
+):
     changes = {"loss": "binary_crossentropy", "label_smoothing": smoothing}
-    model = compiled_model(RECIPE.changed(changes), digits)
+    model = compiled_model(RECIPE.changed({**changes, "target_threshold": threshold}), digits)
     images, labels = batch(one_hot=True)
+    labels = 0.6 * labels + 0.4 * labels[::-1]  # as mixed images have them
     shares = model.predict(images, verbose=0).astype("float64")
     assert not np.allclose(shares.sum(axis=1), 1)
-    labels_spread = (1 - smoothing) * labels + smoothing / 10  # as timm spreads them
+    counted = labels if threshold is None else (labels > threshold).astype("float64")
+    labels_spread = (1 - smoothing) * counted + smoothing / 10  # as timm spreads them
     wrong = (1 - labels_spread) * np.log(1 - shares)
     expected = -(labels_spread * np.log(shares) + wrong).mean()
     loss = keras.losses.deserialize(keras.losses.serialize(model.loss))

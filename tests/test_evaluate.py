@@ -335,12 +335,20 @@ def test_runs_that_held_out_different_images_share_the_test_split_only(runs, mod
     )
 
 
+def test_the_cross_entropy_of_classes_on_their_own_is_that_of_the_training():
+    shares, labels = np.random.default_rng(0).uniform(size=(20, 7)), np.arange(20) % 7
+    metric = keras.metrics.SparseCategoricalCrossentropy()
+    metric.update_state(labels, shares.astype("float32"))
+    expected = float(metric.result())
+    assert evaluate.score(shares, labels).cross_entropy == pytest.approx(expected, rel=1e-5)
+
+
 def answers_of(probabilities, labels):
     """Answers to images whose pixels all have the value of their position."""
     count = len(labels)
     images = np.broadcast_to(np.arange(count, dtype="uint8")[:, None, None, None], (count, 4, 4, 3))
     dataset = types.SimpleNamespace(
-        class_names=("cat", "dog, small", "owl"),
+        class_names=("cat", "dog, small", "$owl_{$"),
         splits={"test": splits.held_in_memory(images, labels)},
     )
     return evaluate.Answers(dataset, "test", np.asarray(labels), (np.asarray(probabilities),))
@@ -349,11 +357,11 @@ def answers_of(probabilities, labels):
 def test_the_confusion_matrix_is_written_as_scikit_learn_counts_it(tmp_path):
     random = np.random.default_rng(0)
     probabilities, labels = random.dirichlet(np.ones(3), size=50), random.integers(3, size=50)
-    files = mistakes.write(answers_of(probabilities, labels), tmp_path / "new", title="pets")
+    files = mistakes.write(answers_of(probabilities, labels), tmp_path / "new", title="$pets^$")
     assert [file.name for file in files] == ["confusion.csv", "confusion.png", "mistakes.png"]
     with open(files[0], newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["label", "cat", "dog, small", "owl"]
+    assert header == ["label", "cat", "dog, small", "$owl_{$"]
     assert [row[0] for row in rows] == header[1:]
     np.testing.assert_array_equal(
         np.array([row[1:] for row in rows], int),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -61,6 +62,13 @@ PUBLISHED = {
     "imagenet-resnet50-a2": (300, 2048, 1e-4, 0.0025, 0.0),
     "imagenet-resnet50-a3": (100, 2048, 1e-4, 0.00433, 0.0),
 }
+
+
+@pytest.mark.parametrize("plan", ["a1", "a2", "a3"])
+def test_all_mixed_classes_are_there_in_resnet_strikes_back(plan):
+    """Section 3.1: a target of 1 for each, rather than shares that sum to 1."""
+    recipe = RECIPES[f"imagenet-resnet50-{plan}"]
+    assert (recipe.loss, recipe.target_threshold) == ("binary_crossentropy", 0.2)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -128,6 +136,16 @@ def test_another_batch_size_may_scale_the_rate():
     assert (recipe.batch_size, recipe.steps, recipe.learning_rate) == (512, 16_000, 0.4)
 
 
+@pytest.mark.parametrize("batch_size", [8, 1024])
+def test_a_scaled_rate_still_rises_in_the_warm_up(batch_size):
+    recipe = get_recipe("cifar10-resnet20-fast")
+    scaled = recipe.with_batch_size(batch_size, scale_learning_rate=True)
+    rates = learning_rate_schedule(recipe), learning_rate_schedule(scaled)
+    for share in (0.0, 0.1, 0.2, 0.6):
+        before, after = (float(r(share * n.steps)) for r, n in zip(rates, (recipe, scaled)))
+        assert after / before == pytest.approx(batch_size / 128, rel=1e-5)
+
+
 def test_changes_reach_into_mappings():
     recipe = get_recipe("cifar10-resnet20").changed(
         {"learning_rate": 0.3, "options.shortcut": "projection", "augmentation.shift.padding": 2}
@@ -135,6 +153,13 @@ def test_changes_reach_into_mappings():
     assert recipe.learning_rate == 0.3
     assert recipe.options == {"shortcut": "projection"}
     assert recipe.augmentation == {"pad_crop_flip": {}, "shift": {"padding": 2}}
+
+
+@pytest.mark.parametrize("names", [("steps", "milestones"), ("milestones", "steps")])
+def test_changes_that_fit_together_come_in_any_order(names):
+    changes = {"steps": 300, "milestones": [100, 200]}
+    recipe = get_recipe("cifar10-resnet20").changed({name: changes[name] for name in names})
+    assert (recipe.steps, recipe.milestones) == (300, (100, 200))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +174,13 @@ def test_changes_reach_into_mappings():
         ({"options.shortcutt": "none"}, "Did you mean 'shortcut'"),
         ({"preprocessing.resise_size": 40}, "Did you mean 'resize_size'"),
         ({"image_sizes": [(0, 128), (0, 160)]}, "out of order"),
+        ({"image_sizes": [(0, 128), (math.nan, 160)]}, "out of order"),
+        ({"image_sizes": [(0, 0)]}, "a side of 1 or more"),
+        ({"learning_rate": math.inf}, "`learning_rate` > 0"),
+        ({"warmup_learning_rate": math.nan}, "`warmup_learning_rate` >= 0"),
+        ({"warmup_learning_rate": -0.1}, "`warmup_learning_rate` >= 0"),
+        ({"target_threshold": 0.2}, "target_threshold=None"),
+        ({"loss": "binary_crossentropy", "target_threshold": 1.0}, "0 <= `target_threshold` < 1"),
     ],
 )
 def test_changes_that_do_not_fit_are_refused(changes, message):

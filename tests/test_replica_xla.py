@@ -150,6 +150,17 @@ def test_mixed_float16_with_loss_scaling(on_one_device):
     assert largest_difference(model, on_one_device) < 0.05 * change
 
 
+def test_a_step_that_overflows_on_one_replica_is_skipped_on_all():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = trained(2, jit_compile=False)
+    images, labels = images_and_labels()
+    images[BATCH // 2 :] = 1e30  # the second half of a batch is that of the second replica
+    before = model.get_weights()
+    model.fit(images[:BATCH], labels[:BATCH], batch_size=BATCH, shuffle=False, verbose=0)
+    np.testing.assert_equal(model.get_weights(), before)
+    assert model.optimizer.dynamic_scale.numpy() == model.optimizer.initial_scale / 2
+
+
 @pytest.mark.slow
 def test_fit_after_load(tmp_path):
     images, labels = images_and_labels()
@@ -258,6 +269,71 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(replicas, jit_compil
     ]
     for name in ("loss", "accuracy"):
         assert histories[1][name] == pytest.approx(histories[0][name], rel=1e-4)
+
+
+def test_shares_that_do_not_divide_into_parts_are_refused():
+    with pytest.raises(tf.errors.InvalidArgumentError, match="multiple of accumulation_steps=3"):
+        trained(2, jit_compile=False, accumulation_steps=3)
+
+
+def untrained(*more_outputs, loss="sparse_categorical_crossentropy", **options):
+    """A network on two replicas, with further outputs behind its pooled features."""
+    with make_strategy(2).scope():
+        inner = keras_resnet.build(NETWORK, input_shape=(8, 8, 3), **options)
+        features = inner.get_layer("head_pool").output
+        outputs = [inner.output, *(layer(features) for layer in more_outputs)]
+        model = keras_resnet.ResNet(inner.input, outputs if more_outputs else inner.output)
+        model.compile("sgd", loss)
+    return model
+
+
+def test_single_batches_are_answered_once_and_by_averaged_statistics():
+    images, labels = (part[:5] for part in images_and_labels())
+    model = untrained()
+    for number, copy in enumerate(model.get_layer("stem_bn").moving_variance.value.values):
+        copy.assign_add(tf.fill(copy.shape, float(number)))
+    answers = model.predict_on_batch(images)
+    one = keras.models.clone_model(model)
+    one.set_weights(model.get_weights())
+    expected = one(images).numpy()
+    np.testing.assert_allclose(answers, expected, atol=1e-6)
+    model.get_layer("stem_bn").moving_variance.value.values[0].assign(tf.fill([16], 0.5))
+    model.get_layer("stem_bn").moving_variance.value.values[1].assign(tf.fill([16], 2.5))
+    loss = -np.log(expected[range(5), labels]).mean()
+    assert model.test_on_batch(images, labels) == pytest.approx(loss, rel=1e-5)
+
+
+def test_weights_that_the_loss_does_not_reach_stay():
+    head = keras.layers.Dense(1, kernel_initializer="ones")
+    model = untrained(head, loss=["sparse_categorical_crossentropy", None], **NO_STATISTICS)
+    before = model.get_weights()
+    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    model.fit(images, (labels, labels), batch_size=BATCH, verbose=0)
+    np.testing.assert_array_equal(head.kernel, np.ones((32, 1)))
+    assert max(np.abs(old - new).max() for old, new in zip(before, model.get_weights())) > 1e-3
+
+
+def test_eager_steps_count_every_image_of_uneven_shares_the_same():
+    two = untrained(**NO_STATISTICS)
+    one = keras.models.clone_model(two)
+    one.set_weights(two.get_weights())
+    images, labels = (part[:3] for part in images_and_labels())
+    for model in (one, two):
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        model.fit(images, labels, verbose=0)
+    assert largest_difference(one, two) < 1e-6
+    loss = -np.log(one(images[:1]).numpy()[0, labels[0]])
+    assert two.evaluate(images[:1], labels[:1], verbose=0) == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_frozen_network_is_scored_while_it_fits():
+    model = untrained(**NO_STATISTICS)
+    model.trainable = False
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    images, labels = images_and_labels()
+    loss = -np.log(model(images).numpy()[range(len(labels)), labels]).mean()
+    history = model.fit(images, labels, batch_size=BATCH, verbose=0).history
+    assert history["loss"][0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_what_is_evaluated_is_what_is_saved(tmp_path):

@@ -100,21 +100,28 @@ class BinaryCrossentropy(keras.losses.BinaryCrossentropy):
 
     Args:
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
+        target_threshold: Classes with a larger share than this count as wholly there, the others
+            as not there, before the smoothing. `None`: a class counts by its share.
         **kwargs: Those of Keras's loss.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, **kwargs):
+    def __init__(
+        self, label_smoothing: float = 0.0, target_threshold: float | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
-        self.share = label_smoothing
+        self.share, self.threshold = label_smoothing, target_threshold
 
     def call(self, y_true, y_pred):
         """One value per image."""
+        if self.threshold is not None:
+            y_true = y_true > self.threshold
         y_true = keras.ops.cast(y_true, y_pred.dtype)
         return super().call((1 - self.share) * y_true + self.share / y_pred.shape[-1], y_pred)
 
     def get_config(self):
         """What makes it anew."""
-        return {**super().get_config(), "label_smoothing": self.share}
+        own = {"label_smoothing": self.share, "target_threshold": self.threshold}
+        return {**super().get_config(), **own}
 
 
 def _is_exclusive(recipe):
@@ -124,11 +131,9 @@ def _is_exclusive(recipe):
 def _loss(recipe):
     if not wants_one_hot(recipe):
         return keras.losses.SparseCategoricalCrossentropy()
-    of_vectors = {
-        "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
-        "binary_crossentropy": BinaryCrossentropy,
-    }
-    return of_vectors[recipe.loss](label_smoothing=recipe.label_smoothing)
+    if _is_exclusive(recipe):
+        return keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+    return BinaryCrossentropy(recipe.label_smoothing, recipe.target_threshold)
 
 
 def _metrics(recipe):

@@ -24,7 +24,8 @@ class Evaluation:
         top1: Fraction of images whose most probable class is the label.
         top5: Fraction of images whose label is among the five most probable classes; `None` for
             five classes or fewer.
-        cross_entropy: Mean of -log(probability of the label), in nats.
+        cross_entropy: Mean of -log(probability of the label), in nats; of classes on their own
+            (binary cross-entropy), whose probabilities need not sum to 1, as a share of their sum.
         confusion: Integers of shape `(classes, classes)`: images by label (row) and by most
             probable class (column).
     """
@@ -86,8 +87,9 @@ def score(probabilities, labels) -> Evaluation:
     count, classes = probabilities.shape
     order = np.argsort(-probabilities, axis=1, kind="stable")
     hits = order == labels[:, None]
-    of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
     smallest = np.finfo("float32").tiny  # a float32 softmax may round to 0
+    of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    of_label /= np.maximum(probabilities.sum(axis=1, keepdims=True), smallest)
     return Evaluation(
         count=count,
         top1=float(hits[:, 0].mean()),

@@ -58,6 +58,7 @@ def _check_range(name, keyword, value, default):
     several = isinstance(value, list | tuple) and (is_pair or is_colour)
     values = list(value) if several else [value]
     good = all(isinstance(each, numbers) and low <= each <= high for each in values)
+    good = good and not any(isinstance(each, bool) for each in values)
     if is_pair:
         good = good and len(values) == 2 and values[0] <= values[1]
     if not good:

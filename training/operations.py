@@ -10,6 +10,7 @@ line of an image stands for them.
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # as Pillow's; all sums are exact in float32
@@ -132,7 +133,12 @@ def lines(images):
 
 def line_of(colour, images):
     """A line of images that is all of one colour (a value, or one per channel), uint8."""
-    width, channels = tf.unstack(tf.shape(images)[-2:])
+    width, channels = tf.shape(images)[-2], images.shape[-1]
+    if np.size(colour) not in (1, channels):
+        raise ValueError(
+            "A colour does not fit the images. Expected one value for all channels, or "
+            f"{channels}, one per channel. Received: fill={colour!r}."
+        )
     colour = tf.broadcast_to(tf.cast(colour, tf.uint8), [channels])
     return tf.tile(colour, [width])
 

@@ -29,7 +29,7 @@ def training_curves(
     epochs = np.arange(1, len(history["accuracy"]) + 1)
     marker = "o" if len(epochs) <= 10 else None  # a line needs two points
     figure = Figure(figsize=(13, 3.8), dpi=120, layout="constrained")
-    figure.suptitle(title, fontweight="bold")
+    figure.suptitle(_plain(title), fontweight="bold")
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, metric in ((loss, "cross_entropy"), (accuracy, "accuracy")):
         for key, label, colour in (
@@ -72,9 +72,10 @@ def prediction_grid(
         title: What is shown.
         columns: Images per row.
     """
+    class_names = [*map(_plain, class_names)]
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.85 * rows), dpi=120, layout="constrained")
-    figure.suptitle(title, fontweight="bold")
+    figure.suptitle(_plain(title), fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -103,12 +104,13 @@ def confusion_matrix(
         path: Where the PNG goes.
         title: What was evaluated on what.
     """
+    class_names = [*map(_plain, class_names)]
     confusion = np.asarray(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     few = len(class_names) <= MANY_CLASSES
     side = 3 + 0.55 * len(class_names) if few else 10
     figure = Figure(figsize=(side + 1.2, side), dpi=120, layout="constrained")
-    figure.suptitle(title, fontweight="bold")
+    figure.suptitle(_plain(title), fontweight="bold")
     axes = figure.subplots()
     # The square root shows the mistakes, which are few, beside what is right.
     drawn = axes.imshow(
@@ -152,7 +154,7 @@ def trials(
     rows = -(-len(names) // columns)
     size = (4.2 * min(columns, len(names)), 0.5 + 3.4 * rows)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    figure.suptitle(title, fontweight="bold")
+    figure.suptitle(_plain(title), fontweight="bold")
     grid = figure.subplots(rows, min(columns, len(names)), squeeze=False, sharey=True)
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
@@ -189,3 +191,8 @@ def trials(
     for axes in grid[:, 0]:
         axes.set_ylabel("validation accuracy")
     figure.savefig(path)
+
+
+def _plain(name):
+    """A name as it is: between two dollars matplotlib reads a formula."""
+    return name.replace("$", r"\$")

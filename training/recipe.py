@@ -4,6 +4,7 @@ It says which network learns from which images, and how, and nothing about the m
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _CHOICES = {
     "loss": LOSSES,
     "precision": PRECISIONS,
 }
+# fields that lie in [0, 1)
+_SHARES = ("momentum", "label_smoothing", "weight_decay", "ema_momentum", "target_threshold")
 # field -> what may stand inside, and its kind
 _INSIDE = {
     "options": {
@@ -51,7 +54,7 @@ class Recipe:
         warmup: How the rate begins: `"constant"` at `warmup_learning_rate`, or `"linear"`, from
             there to `learning_rate`.
         warmup_steps: Length of that first period.
-        warmup_learning_rate: Its rate, or its first rate.
+        warmup_learning_rate: Its rate, or its first rate; not negative.
         optimizer: `"sgd"` or `"lamb"`.
         momentum: Of SGD, in [0, 1).
         nesterov: Whether the momentum is Nesterov's.
@@ -60,9 +63,12 @@ class Recipe:
         decay_exclude: Words; weights whose names contain one of them do not decay.
         clip_norm: Largest norm of all gradients together. `None`: not clipped.
         ema_momentum: Of an average of the weights over the steps, and of the moving statistics,
-            which is what is evaluated and kept; in (0, 1). `None`: no average.
+            which is what is evaluated and kept; in [0, 1). `None`: no average.
         loss: `"categorical_crossentropy"`, or `"binary_crossentropy"` of each class on its own
             (ResNet strikes back).
+        target_threshold: With binary cross-entropy: of mixed images, the classes with a larger
+            share than this, in [0, 1), count as wholly there, and the others as not there. `None`:
+            a class counts by its share.
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
         augmentation: What is done to the training images, in this order: names of
             `training.augment.AUGMENTATIONS`, each with its keywords.
@@ -111,6 +117,7 @@ class Recipe:
     clip_norm: float | None = None
     ema_momentum: float | None = None
     loss: str = "categorical_crossentropy"
+    target_threshold: float | None = None
     label_smoothing: float = 0.0
     augmentation: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     repeats: int = 1
@@ -165,27 +172,41 @@ class Recipe:
                 f"milestones <= steps. Received: warmup_steps={self.warmup_steps}, "
                 f"milestones={self.milestones}, steps={self.steps}."
             )
-        starts = [start for start, _ in self.image_sizes]
-        if starts and (starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1):
+        sizes = self.image_sizes
+        starts = [start for start, _ in sizes]
+        rising = all(before < after for before, after in zip(starts, [*starts[1:], 1]))
+        if starts and not (starts[0] == 0 and rising and all(side > 0 for _, side in sizes)):
             raise ValueError(
                 "The image sizes are out of order. Expected pairs of a rising share of the steps, "
-                f"from 0 to below 1, and a side. Received: image_sizes={self.image_sizes}."
+                f"from 0 to below 1, and a side of 1 or more. Received: image_sizes={sizes}."
             )
 
     def _check_ranges(self):
         positive = ("learning_rate", "clip_norm")
         for field in positive:
             value = getattr(self, field)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(
-                    f"A run that cannot learn. Expected `{field}` > 0. Received: {field}={value}."
+                    f"A run that cannot learn. Expected a finite `{field}` > 0. "
+                    f"Received: {field}={value}."
                 )
+        if not 0 <= self.warmup_learning_rate < math.inf:
+            raise ValueError(
+                "A warm-up that leads away. Expected a finite `warmup_learning_rate` >= 0. "
+                f"Received: warmup_learning_rate={self.warmup_learning_rate}."
+            )
         if not 0 < self.decay_factor < 1:
             raise ValueError(
                 "A rate that does not fall at its milestones, or falls to nothing. Expected 0 < "
                 f"`decay_factor` < 1. Received: decay_factor={self.decay_factor}."
             )
-        for field in ("momentum", "label_smoothing", "weight_decay", "ema_momentum"):
+        if self.target_threshold is not None and self.loss != "binary_crossentropy":
+            raise ValueError(
+                "Only binary cross-entropy has targets of several whole classes. Expected "
+                f"target_threshold=None with loss={self.loss!r}. "
+                f"Received: target_threshold={self.target_threshold}."
+            )
+        for field in _SHARES:
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(
@@ -217,7 +238,7 @@ class Recipe:
         Args:
             batch_size: Images per step over all replicas together, at least 1.
             scale_learning_rate: Whether the learning rate grows with the batch (Goyal et al. 2017,
-                section 2.1), or stays.
+                section 2.1), that of the warm-up too, or stays.
 
         >>> from training.recipes import get_recipe
         >>> recipe = get_recipe("cifar10-resnet20").with_batch_size(256)
@@ -226,7 +247,10 @@ class Recipe:
         """
         factor = batch_size / self.batch_size if scale_learning_rate else 1
         resized = dataclasses.replace(
-            self, batch_size=batch_size, learning_rate=self.learning_rate * factor
+            self,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate * factor,
+            warmup_learning_rate=self.warmup_learning_rate * factor,
         )
         return resized.scaled(max(1, round(self.steps * self.batch_size / batch_size)))
 
@@ -244,16 +268,13 @@ class Recipe:
         >>> get_recipe("cifar10-resnet20").changed({"options.shortcut": "projection"}).options
         {'shortcut': 'projection'}
         """
-        recipe = self
-        fields = [field.name for field in dataclasses.fields(self)]
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for path, value in changes.items():
             field, *inner = path.split(".")
             if field not in fields:
                 raise unknown_name("recipe field", field, fields)
-            if inner:
-                value = _with_inner(path, getattr(recipe, field), inner, value)
-            recipe = dataclasses.replace(recipe, **{field: value})
-        return recipe
+            fields[field] = _with_inner(path, fields[field], inner, value) if inner else value
+        return Recipe(**fields)  # checked when all is said: a schedule fits its steps as a whole
 
 
 def _with_inner(path, mapping, keys, value):
