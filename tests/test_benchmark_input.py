@@ -78,6 +78,7 @@ def test_the_plain_pipeline_gives_what_ours_gives(tmp_path):
         np.testing.assert_allclose(batch[1, 100, 100], expected, atol=0.1 if given else 2)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("network", "written"),
     [
@@ -94,5 +95,5 @@ def test_the_plain_pipeline_gives_what_ours_gives(tmp_path):
     ],
 )
 def test_only_networks_that_are_written_in_pytorch_are_compared_with_it(network, written):
-    torch_twins = pytest.importorskip("benchmarks.torch_twins")
+    torch_twins = pytest.importorskip("benchmarks.torch_twins", reason="needs torch: make parity")
     assert torch_twins.has_twin(VARIANTS[network]) == written

@@ -25,8 +25,10 @@ from training.strategy import make_strategy
 from training.trials import Trainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-TINY = dataclasses.replace(get_recipe("digits-resnet20"), variant="cifar_resnet8", batch_size=64)
-AVERAGED = dataclasses.replace(TINY, ema_momentum=0.5)
+AVERAGED = dataclasses.replace(
+    get_recipe("digits-resnet20"), variant="cifar_resnet8", batch_size=64, ema_momentum=0.5
+)
+TINY = dataclasses.replace(AVERAGED, ema_momentum=None, augmentation={})  # sooner traced
 RATE = "learning_rate=0.01:1.0:log"
 
 # keras-tuner 1.4.8 with Python 3.10 and later
@@ -319,8 +321,8 @@ def test_two_processes_do_not_share_a_search(tmp_path):
         (["learning_rat=0.1:1"], {}, "Did you mean 'learning_rate'?"),
         (["options=a,b"], {}, "Did you mean 'options.OPTION'?"),
         (["options.shortcutt=none,projection"], {}, "Did you mean 'shortcut'?"),
-        (["augmentation.shft.padding=1:2"], {}, "Did you mean 'shift'?"),
-        (["augmentation.shift.paddin=1:2"], {}, "Did you mean 'padding'?"),
+        (["augmentation.shft.padding=1:2"], {"recipe": AVERAGED}, "Did you mean 'shift'?"),
+        (["augmentation.shift.paddin=1:2"], {"recipe": AVERAGED}, "Did you mean 'padding'?"),
         (["variant=cifar_resnet8,cifar_resnet9"], {}, "Received: 9. The nearest are 8 and 14."),
         (["steps=1:10"], {}, "Unknown field of a search."),
         (["milestones=1:10"], {}, "Unknown field of a search."),

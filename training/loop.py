@@ -98,7 +98,7 @@ def train(
     check_batch_size(recipe.batch_size, strategy, accumulation_steps)
     with strategy.scope():
         model = compiled_model(recipe, dataset, xla=xla, accumulation_steps=accumulation_steps)
-    _batches(recipe, dataset, seed)  # what is wrong with them is said now
+    batches = _batches(recipe, dataset, seed)  # what is wrong with them is said now
     record = records.new_record(
         recipe,
         seed=seed,
@@ -121,7 +121,9 @@ def train(
             if verbose:
                 print(f"The run in {run_dir} has finished already.")
             return record
-        progress = _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verbose)
+        progress = _fit(
+            run_dir, record, model, dataset, batches, start, signals, checkpoint_every, verbose
+        )
         return _finish(run_dir, record, progress, model, dataset)
 
 
@@ -211,12 +213,14 @@ def _batches(recipe, dataset, seed, start_step=0):
     return training, validation
 
 
-def _fit(run_dir, record, model, dataset, start, signals, checkpoint_every, verbose):
+def _fit(run_dir, record, model, dataset, batches, start, signals, checkpoint_every, verbose):
     """From where the run stands to its last step."""
     recipe, (progress, arrays) = record.recipe, start
-    if verbose and progress.step:
-        print(f"Continuing after step {progress.step} of {recipe.steps}.")
-    training, validation = _batches(recipe, dataset, record.seed, start_step=progress.step)
+    if progress.step:
+        if verbose:
+            print(f"Continuing after step {progress.step} of {recipe.steps}.")
+        batches = _batches(recipe, dataset, record.seed, start_step=progress.step)
+    training, validation = batches
     epoch_steps = min(steps_per_epoch(recipe, dataset), recipe.steps)
     validated = int(validation.cardinality()) * recipe.batch_size
     model.fit(
