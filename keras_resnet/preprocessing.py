@@ -6,7 +6,9 @@ and the exports bake it into the files they write, so that nobody has to remembe
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -22,6 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # the mean of per-image values.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+LONGEST_SIDE = 65_535  # of a JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Preprocessing:
         interpolation: `"bilinear"` or `"bicubic"`.
         antialias: Whether a shrinking resize averages over all pixels it covers, as Pillow and so
             the published networks do.
-        scale: Factor on the raw values, which range over 0..255.
+        scale: Factor on the raw values, which range over 0..255; positive.
         mean: One value per channel, in scaled units.
         std: One value per channel, in scaled units, positive.
         channel_order: `"rgb"`, or `"bgr"` for weights that come from Caffe.
 
     Raises:
-        ValueError: If `mean` and `std` differ in length, a `std` is not positive, or a name is not
-            known.
+        ValueError: If a size is no positive number of whole pixels, `mean` and `std` differ in
+            length or are not finite, a `std` or `scale` is not positive, or a name is not known.
 
     Reference: the defaults are those of torchvision's ImageNet weights.
     """
@@ -59,10 +62,21 @@ class Preprocessing:
     def __post_init__(self):
         for field in ("size", "mean", "std"):  # lists when they come back from JSON
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+        sides = self.size if self.resize_size is None else (*self.size, self.resize_size)
+        whole = all(isinstance(side, Integral) and 0 < side <= LONGEST_SIDE for side in sides)
+        if len(self.size) != 2 or not whole:
             raise ValueError(
-                "`mean` and `std` need one value per channel, and every std must be positive. "
-                f"Received: mean={self.mean}, std={self.std}"
+                "`size` needs a height and a width, `resize_size` a length or None; of "
+                f"1 to {LONGEST_SIDE:,} whole pixels each. "
+                f"Received: size={self.size}, resize_size={self.resize_size}"
+            )
+        factors = (*self.std, self.scale)
+        possible = min(factors) > 0 and all(map(math.isfinite, self.mean + factors))
+        if not possible or not len(self.mean) == len(self.std) > 0:
+            raise ValueError(
+                "`mean` and `std` need one finite value per channel, and every std and `scale` "
+                "must be positive. "
+                f"Received: mean={self.mean}, std={self.std}, scale={self.scale}"
             )
         if self.channel_order not in ("rgb", "bgr"):
             raise unknown_name("channel_order", self.channel_order, ("rgb", "bgr"))
@@ -186,7 +200,8 @@ class Preprocessing:
         if size is not None and tuple(size) != self.size:
             ratio = min(size) / min(self.size)
             changes["size"] = tuple(size)
-            changes["resize_size"] = self.resize_size and round(self.resize_size * ratio)
+            resize_size = self.resize_size and max(1, round(self.resize_size * ratio))
+            changes["resize_size"] = resize_size
         known = len(self.mean)
         if channels is not None and channels != known:
             for field in ("mean", "std"):

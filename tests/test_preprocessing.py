@@ -1,6 +1,7 @@
 """Preprocessing against float64, and bit for bit against Pillow; the words of its errors."""
 
 import json
+import math
 
 import keras
 import numpy as np
@@ -267,15 +268,39 @@ def test_preprocess_input_takes_a_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"mean": (0.5,)},
-            "`mean` and `std` need one value per channel, and every std must be positive. "
-            "Received: mean=(0.5,), std=(0.229, 0.224, 0.225)",
+        *(
+            (
+                options,
+                "`mean` and `std` need one finite value per channel, and every std and `scale` "
+                f"must be positive. Received: mean={options['mean']}, "
+                f"std={options.get('std', (0.229, 0.224, 0.225))}, "
+                f"scale={options.get('scale', 1 / 255)}",
+            )
+            for options in (
+                {"mean": (0.5,)},
+                {"mean": (), "std": ()},
+                {"mean": (0.5,), "std": (0.0,)},
+                {"mean": (0.5,), "std": (-1.0,)},
+                {"mean": (math.nan,), "std": (1.0,)},
+                {"mean": (0.5,), "std": (math.inf,)},
+                {"mean": (0.5,), "std": (1.0,), "scale": 0},
+            )
         ),
-        (
-            {"mean": (0.5,), "std": (0.0,)},
-            "`mean` and `std` need one value per channel, and every std must be positive. "
-            "Received: mean=(0.5,), std=(0.0,)",
+        *(
+            (
+                {"size": size, "resize_size": resize_size},
+                "`size` needs a height and a width, `resize_size` a length or None; of 1 to 65,535 "
+                f"whole pixels each. Received: size={size}, resize_size={resize_size}",
+            )
+            for size, resize_size in (
+                ((8, 0), None),
+                ((8, -8), None),
+                ((8,), None),
+                ((8, 8.0), 8),
+                ((8, 8), 0),
+                ((8, 8), 2**16),
+                ((10**400, 8), 8),
+            )
         ),
         (
             {"channel_order": "gbr"},

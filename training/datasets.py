@@ -171,15 +171,15 @@ def _load_prepared(name, builder, validation_examples):
         )
     image, label = features
     height, width, _ = image.shape
-    fixed_size = None not in (height, width)
-    known = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-    native = dataclasses.replace(IMAGENET, size=(height, width), resize_size=None)
+    preprocessing = {"cifar10": CIFAR10, "cifar100": CIFAR100}.get(builder.name, IMAGENET)
+    if preprocessing is IMAGENET and None not in (height, width):
+        preprocessing = dataclasses.replace(IMAGENET, size=(height, width), resize_size=None)
     return Dataset(
         name=name,
         class_names=tuple(label.names),
         image_shape=(height, width, 3),
         splits=_tfds_splits(builder, image.shape, validation_examples),
-        preprocessing=known.get(builder.name, native if fixed_size else IMAGENET),
+        preprocessing=preprocessing,
     )
 
 
