@@ -183,6 +183,8 @@ def test_a_run_goes_on_as_it_was_started_or_not_at_all(tmp_path, record):
     assert records.read(tmp_path) == record
     with pytest.raises(ValueError, match=r"Expected accumulation_steps=1\. Received: accum"):
         records.begin(tmp_path, dataclasses.replace(record, accumulation_steps=4))
+    with pytest.raises(ValueError, match=r"Expected xla=False\. Received: xla=True"):
+        records.begin(tmp_path, dataclasses.replace(record, xla=True))
     on_jax = dataclasses.replace(record, versions={**record.versions, "jax": "0.9"})
     with pytest.raises(ValueError, match=r"Expected backend='tensorflow'.*backend='jax'"):
         records.begin(tmp_path, on_jax)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from training.recipes import get_recipe
-from training.space import default_fields, parse_field
+from training.space import check_fields, default_fields, parse_field
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,6 @@ def test_the_default_space_surrounds_the_recipe():
         "learning_rate=0.01:1.0:log",
         "weight_decay=1e-05:0.001:log",
     ]
+    decaying = default_fields(recipe.changed({"weight_decay": 0.2}))
+    assert str(decaying[1]) == "weight_decay=0.02:0.99:log"
+    check_fields(decaying, recipe)

@@ -286,6 +286,10 @@ def test_another_search_in_the_directory_is_refused(scored, tmp_path):
             search(tmp_path, *texts, trials=1, **options)
         assert difference in str(error.value)
     assert len(scored) == 1
+    book = tmp_path / "search.json"
+    book.write_text(book.read_text().replace('"backend": "tensorflow"', '"backend": "jax"'))
+    with pytest.raises(ValueError, match=r"Expected backend='jax'\. Received: backend='tensorfl"):
+        search(tmp_path, RATE, trials=1)
     search(tmp_path, RATE, trials=1, seed=1, overwrite=True)
     assert scored[-1][-1] == 1
 

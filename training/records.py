@@ -211,6 +211,7 @@ def _decisive(record):
     recipe = {name: value for name, value in fields["recipe"].items() if name not in _REMARKS}
     # Batch statistics are those of a part.
     deciding = {name: fields[name] for name in ("seed", "replicas", "accumulation_steps")}
+    deciding["xla"] = bool(fields["xla"])
     # Each backend draws other random numbers.
     deciding["backend"] = "jax" if "jax" in fields["versions"] else "tensorflow"
     return {**recipe, **deciding, **fields["data"]}

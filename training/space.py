@@ -132,10 +132,10 @@ def default_fields(recipe: Recipe) -> list[Field]:
         recipe: Its own values are in the middle.
     """
     return [
-        Field(name, low=float(f"{middle / 10:g}"), high=float(f"{middle * 10:g}"), is_log=True)
-        for name, middle in (
-            ("learning_rate", recipe.learning_rate),
-            ("weight_decay", recipe.weight_decay or 1e-4),
+        Field(name, float(f"{middle / 10:g}"), min(float(f"{middle * 10:g}"), highest), is_log=True)
+        for name, middle, highest in (
+            ("learning_rate", recipe.learning_rate, math.inf),
+            ("weight_decay", recipe.weight_decay or 1e-4, 0.99),  # a share
         )
     ]
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
@@ -131,6 +132,7 @@ def search(
         "trial_steps": trial_steps,
         "replicas": strategy.num_replicas_in_sync,
         "seed": seed,
+        "backend": keras.backend.backend(),  # each draws other random numbers
         **describe(dataset, skip_corrupt),
     }
     folder = output or default_output(recipe, method, seed)

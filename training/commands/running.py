@@ -82,7 +82,8 @@ def train(
         typer.Option(min=1, help="Parts in which a replica does its batch, to need less memory."),
     ] = 1,
     seed: Annotated[
-        int, typer.Option(help="Seed of the weights, the order and the augmentation.")
+        int,
+        typer.Option(min=0, help="Seed of the weights, the order and the augmentation."),
     ] = 0,
     skip_corrupt: SkipCorrupt = False,
     resume: Annotated[
@@ -222,7 +223,10 @@ def tune(
         ),
     ] = None,
     replicas: Replicas = None,
-    seed: Annotated[int, typer.Option(help="Seed of the proposals and of the trainings.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the proposals and of the trainings."),
+    ] = 0,
     skip_corrupt: SkipCorrupt = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away the search in the directory.")
