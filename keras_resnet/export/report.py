@@ -1,6 +1,7 @@
 """What an export is worth, in numbers: it is compared with its Keras model before it counts."""
 
 import dataclasses
+import math
 import pathlib
 import statistics
 import time
@@ -73,9 +74,12 @@ class ExportReport:
     layer_errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def worst_layers(self, count: int = 10) -> list[tuple[str, float]]:
-        """The layers with the largest errors, as `(name, error)`, worst first."""
-        ordered = sorted(self.layer_errors.items(), key=lambda item: -item[1])
-        return ordered[:count]
+        """The layers with the largest errors, as `(name, error)`, worst first, NaN before all."""
+
+        def badness(item):
+            return math.inf if math.isnan(item[1]) else item[1]
+
+        return sorted(self.layer_errors.items(), key=badness, reverse=True)[:count]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types; `ExportReport(**report.to_dict())` is the way back."""
@@ -95,6 +99,7 @@ def compare(
     batch_size: int = 1,
     operations: dict[str, int] | None = None,
     layer_errors: dict[str, float] | None = None,
+    find_layer_errors: Callable[[], dict[str, float]] = dict,
 ) -> ExportReport:
     """Runs an export and its Keras model on the same images.
 
@@ -110,6 +115,7 @@ def compare(
         batch_size: How many images the export takes at a time, for its milliseconds.
         operations: Of the export's graph, for the report.
         layer_errors: Of the export's graph, for the report.
+        find_layer_errors: Gives them where there are none and an error has to name a layer.
 
     Returns:
         The report.
@@ -151,7 +157,7 @@ def compare(
     )
     rows = np.arange(len(expected))
     lost = expected[rows, kept] - expected[rows, chosen]
-    _check(report, float(np.mean(lost >= NEAR_TIE)), tolerance)
+    _check(report, float(np.mean(lost >= NEAR_TIE)), tolerance, find_layer_errors)
     return report
 
 
@@ -162,7 +168,7 @@ def _of_all_classes(probabilities):
     return np.hstack([1 - probabilities, probabilities])
 
 
-def _check(report, clear_disagreements, tolerance):
+def _check(report, clear_disagreements, tolerance, find_layer_errors):
     accuracy_loss = allowed_loss = None
     if report.accuracy is not None and tolerance.accuracy_loss is not None:
         accuracy_loss = report.keras_accuracy - report.accuracy
@@ -182,6 +188,8 @@ def _check(report, clear_disagreements, tolerance):
     for what, received, allowed in measures:
         # Written so that NaN fails.
         if allowed is not None and not received <= allowed + 1e-9:
+            layer_errors = report.layer_errors or find_layer_errors()
+            report = dataclasses.replace(report, layer_errors=layer_errors)
             raise ExportMismatch(
                 f"The {report.format} export disagrees with the Keras model. "
                 f"Expected {what} by at most {allowed:.6g}. "

@@ -1,5 +1,6 @@
 """TFLite (LiteRT): phones, microcontrollers, and anything with an 8-bit accelerator."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -146,11 +147,10 @@ def tflite(
             made.write_bytes(add_metadata(converted.content, metadata))
             run = load_tflite(made)
             first = np.concatenate(list(examples.images())[:IMAGES])
-            layer_errors = (
-                measure_layer_errors(converted, folded, first, prepare(first))
-                if quantization is not None
-                else None
+            find_layer_errors = functools.partial(
+                measure_layer_errors, converted, folded, first, prepare(first)
             )
+            layer_errors = None if quantization is None else find_layer_errors()
         return compare(
             format="tflite" if quantization is None else f"tflite_{quantization}",
             path=path,
@@ -163,6 +163,7 @@ def tflite(
             tolerance=tolerance or TOLERANCES[quantization],
             operations=count_operations(converted.content),
             layer_errors=layer_errors,
+            find_layer_errors=find_layer_errors,
         )
 
 
