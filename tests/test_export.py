@@ -14,8 +14,8 @@ import tensorflow as tf
 from exported import IMAGES, LABELS, PREPROCESSING, RAW, contents, make_model, run_python
 
 import keras_resnet
-from keras_resnet import export
-from keras_resnet.export import ExportMismatch, Tolerance, signatures
+from keras_resnet import export, resampling
+from keras_resnet.export import ExportMismatch, Tolerance
 from keras_resnet.export.examples import Examples
 from keras_resnet.export.staging import staged
 
@@ -105,7 +105,7 @@ def test_saved_model_resizes_as_the_preprocessing_does(model, tmp_path, resize_s
 def test_images_that_do_not_cover_the_crop_keep_their_proportions(given):
     preprocessing = dataclasses.replace(PREPROCESSING, size=(16, 24), resize_size=18)
     images = np.random.default_rng(2).integers(0, 256, (2, *given, 3)).astype("float32")
-    received = signatures.resize(tf.constant(images), preprocessing)
+    received = resampling.fit(tf.constant(images), preprocessing)
     np.testing.assert_array_equal(received, preprocessing.resize(images))
 
 
