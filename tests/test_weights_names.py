@@ -110,9 +110,10 @@ def test_the_axes_of_kernels_are_those_of_pytorch(tmp_path):
     [
         lambda name: f"module.{name}",
         lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"model.{name}",
         lambda name: name.replace("linear", "fc"),
     ],
-    ids=["parallel", "compiled", "fc"],
+    ids=["parallel", "compiled", "lightning", "fc"],
 )
 def test_names_that_training_scripts_change_are_understood(rename, tmp_path):
     model = randomized(build(NETWORKS["cifar"]))

@@ -49,9 +49,10 @@ def read(
 ) -> dict[str, np.ndarray]:
     """All tensors of a file by the names they have there.
 
-    Names lose what says nothing: `module.` of a parallel model, `_orig_mod.` of a compiled one, the
-    dots of old DenseNets (`norm.1`), and the counters `num_batches_tracked` as a whole. What some
-    CIFAR networks call `shortcut.0` is called `downsample.0`, as elsewhere.
+    Names lose what says nothing: `module.` of a parallel model, `_orig_mod.` of a compiled one,
+    `model.` of one that PyTorch Lightning trained, the dots of old DenseNets (`norm.1`), and the
+    counters `num_batches_tracked` as a whole. What some CIFAR networks call `shortcut.0` is called
+    `downsample.0`, as elsewhere.
 
     Args:
         path: The file.
@@ -241,7 +242,7 @@ _READERS = {
 def _renamed(tensors):
     renamed = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+        name = re.sub(r"^((module|_orig_mod|model)\.)+", "", name)
         name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
         name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
         if name.endswith("num_batches_tracked"):
