@@ -5,6 +5,7 @@ import itertools
 import math
 import numbers
 import sys
+from collections.abc import Iterable
 
 import keras
 from keras import layers
@@ -34,6 +35,10 @@ class ResNet(_base_model()):
     Made by `build` and by the constructors of this package; saves, loads and clones as any
     Functional model does, of any depth. (`keras.models.clone_model` makes copies without `variant`
     and `preprocessing`; `ResNet.from_config(model.get_config())` keeps them.)
+
+    What is built upon one, or holds one, for several replicas should be a `ResNet(inputs, outputs)`
+    as well: a `keras.Model` trains by Keras's step, without XLA, with wrong means where the shares
+    differ, and with the moving statistics of the first replica alone.
 
     Args:
         inputs: Keras tensor of shape `(batch, height, width, channels)`, or channels first.
@@ -287,7 +292,7 @@ def _with_channels(size, channels):
 
 def _check_input_shape(variant, input_shape):
     """A shape must name its channels, and leave more than one pixel to the last stage."""
-    if len(input_shape) != 3:
+    if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
         )

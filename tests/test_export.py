@@ -397,6 +397,8 @@ def test_models_that_cannot_be_exported(model, tmp_path):
     assert str(error.value).endswith("Received: (None, 16, 16, 3), (None, 4, 4, 64)")
     with pytest.raises(ValueError, match="The model has no graph"):
         export.tflite(keras.Sequential(), tmp_path / "m.tflite", examples=IMAGES)
+    with pytest.raises(ValueError, match=r"The model has no graph.*Received: str 'model.keras'"):
+        export.tflite("model.keras", tmp_path / "m.tflite", examples=IMAGES)
     with pytest.raises(ValueError, match="TFLite needs a fixed image size"):
         export.tflite(
             make_model(input_shape=(None, None, 3)), tmp_path / "m.tflite", examples=IMAGES

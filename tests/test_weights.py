@@ -150,6 +150,13 @@ def test_a_damaged_file_is_an_error(model, saved, damage):
         load_weights(model, saved)
 
 
+def test_what_is_no_path_is_named(model):
+    with pytest.raises(
+        TypeError, match=r"read from a file.*Received: dict\. A `state_dict` becomes"
+    ):
+        load_weights(model, {"conv1.weight": np.zeros((3, 3))})
+
+
 @pytest.mark.parametrize("source", ["tv_in1k", "hf://timm/resnet50.a1_in1k", "."])
 def test_what_is_no_file_points_to_where_tags_go(model, source):
     with pytest.raises(FileNotFoundError, match=rf"'{source}'. Tags .* weights="):

@@ -586,6 +586,8 @@ def test_verify_refuses_another_network():
     inputs = keras.Input(SHAPE)
     with pytest.raises(ValueError, match=r"The stages of the reference are not found"):
         verify(first, keras.Model(inputs, keras.layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match=r"The stages of the ref.*Received: <class 'str'>"):
+        verify(first, "resnet50.pth")
 
 
 def test_verify_measures_the_largest_difference():

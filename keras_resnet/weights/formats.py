@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import re
 import zipfile
 
@@ -81,6 +82,12 @@ def read(
 
 
 def _content(path, sha256):
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            "Weights are read from a file. Expected its path. "
+            f"Received: {type(path).__name__}. A `state_dict` becomes one by "
+            "torch.save(state_dict, 'weights.pth')."
+        )
     given, path = os.fspath(path), pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -201,7 +208,13 @@ def _torch(content):
     torch = importlib.import_module("torch")
     if content.startswith(b"PK"):
         _archive(io.BytesIO(content), len(content)).close()
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+        raise ValueError(
+            "it is damaged, or holds more than tensors, as a whole module does; write it by "
+            "torch.save(module.state_dict(), path)"
+        ) from error
     for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
         inner = [state[key] for key in _WRAPPERS if key in state] if _is_dict(state) else []
         state = next(filter(_is_dict, inner), state)
