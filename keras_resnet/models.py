@@ -205,8 +205,12 @@ def _load(model, weight_set: WeightSet, *, head, include_top, classes):
 def _check_arguments(include_top, pooling, classes):
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
-    if not include_top or classes is None:
-        return
+    if include_top and classes is not None:
+        check_classes(classes)
+
+
+def check_classes(classes):
+    """Raises `ValueError` for a number of classes that no classifier has."""
     if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
         raise ValueError(
             f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"

@@ -170,3 +170,11 @@ def test_a_new_classifier_keeps_all_before_it():
 def test_there_must_be_a_classifier():
     with pytest.raises(ValueError, match="no classifier to replace"):
         new_classifier(network(include_top=False), 5)
+
+
+@pytest.mark.parametrize("classes", [0, "3", 2.0])
+def test_a_new_classifier_needs_a_whole_number_of_classes(classes):
+    with pytest.raises(
+        ValueError, match=r"A classifier needs a whole number of classes, at least 1"
+    ):
+        new_classifier(network(), classes)
