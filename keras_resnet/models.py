@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import numbers
 import sys
 from collections.abc import Iterable
 
@@ -15,7 +14,7 @@ from keras_resnet.blocks import Geometry, residual_block
 from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.stems import STEMS, TRANSITIONS
-from keras_resnet.variants import Variant
+from keras_resnet.variants import Variant, check_classes
 from keras_resnet.weights import WeightSet, fetch, find_weights, load_weights, spread_channels
 
 
@@ -207,14 +206,6 @@ def _check_arguments(include_top, pooling, classes):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
     if include_top and classes is not None:
         check_classes(classes)
-
-
-def check_classes(classes):
-    """Raises `ValueError` for a number of classes that no classifier has."""
-    if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
-        raise ValueError(
-            f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"
-        )
 
 
 def output_strides(variant) -> list[int]:

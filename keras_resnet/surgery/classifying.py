@@ -3,9 +3,9 @@
 import keras
 from keras import layers
 
-from keras_resnet.models import check_classes
 from keras_resnet.surgery.graph import Edit, Graph, functional, is_model, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE
+from keras_resnet.variants import check_classes
 
 # Behind logits they give logits.
 _HANDS_ON = (
