@@ -65,6 +65,11 @@ def resolve(variant, options) -> Variant:
     for axis, table in AXES.items():
         if getattr(variant, axis) not in table:
             raise unknown_name(axis, getattr(variant, axis), table)
+    if not len(variant.blocks) == len(variant.filters) > 0:
+        raise ValueError(
+            "A stage has a number of blocks and one of filters. Expected `blocks` and `filters` of "
+            f"the same length. Received: blocks={variant.blocks}, filters={variant.filters}"
+        )
     if not 0 < variant.survival_probability <= 1:
         raise ValueError(
             "A survival probability lies in (0, 1]. "

@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 import math
-import numbers
 import sys
+from collections.abc import Iterable
 
 import keras
 from keras import layers
@@ -14,7 +14,7 @@ from keras_resnet.blocks import Geometry, residual_block
 from keras_resnet.parts import ACTIVATION_ORDERS, activate_part
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.stems import STEMS, TRANSITIONS
-from keras_resnet.variants import Variant
+from keras_resnet.variants import Variant, check_classes
 from keras_resnet.weights import WeightSet, fetch, find_weights, load_weights, spread_channels
 
 
@@ -34,6 +34,10 @@ class ResNet(_base_model()):
     Made by `build` and by the constructors of this package; saves, loads and clones as any
     Functional model does, of any depth. (`keras.models.clone_model` makes copies without `variant`
     and `preprocessing`; `ResNet.from_config(model.get_config())` keeps them.)
+
+    What is built upon one, or holds one, for several replicas should be a `ResNet(inputs, outputs)`
+    as well: a `keras.Model` trains by Keras's step, without XLA, with wrong means where the shares
+    differ, and with the moving statistics of the first replica alone.
 
     Args:
         inputs: Keras tensor of shape `(batch, height, width, channels)`, or channels first.
@@ -200,12 +204,8 @@ def _load(model, weight_set: WeightSet, *, head, include_top, classes):
 def _check_arguments(include_top, pooling, classes):
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"Unknown `pooling`. Expected None, 'avg' or 'max'. Received: {pooling!r}")
-    if not include_top or classes is None:
-        return
-    if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
-        raise ValueError(
-            f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"
-        )
+    if include_top and classes is not None:
+        check_classes(classes)
 
 
 def output_strides(variant) -> list[int]:
@@ -287,7 +287,7 @@ def _with_channels(size, channels):
 
 def _check_input_shape(variant, input_shape):
     """A shape must name its channels, and leave more than one pixel to the last stage."""
-    if len(input_shape) != 3:
+    if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
         )

@@ -124,8 +124,8 @@ class Preprocessing:
         resizes.
 
         Args:
-            images: Tensor or array of shape `([batch,] height, width, channels)` with static
-                height and width, values 0..255.
+            images: Tensor or array of shape `([batch,] height, width, channels)`, values 0..255.
+                TensorFlow's may have unknown sizes, as files have that are decoded in tf.data.
             keep_fitting: Whether images of `size` stay as they are. `False`: they are resized and
                 cropped like others, as torchvision and timm do.
 
@@ -133,6 +133,8 @@ class Preprocessing:
             float32 of shape `([batch,] *size, channels)`; unchanged values if the size fits.
         """
         given = tuple(images.shape[-3:-1])
+        if None in given:
+            return resampling.resize_and_crop(_as_float32(images), self, keep_fitting=keep_fitting)
         if given == self.size and (keep_fitting or self.resize_size is None):
             return _as_float32(images)
         if self.resize_size is None:

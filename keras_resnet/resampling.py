@@ -51,6 +51,41 @@ def resize(images, size, interpolation="bilinear"):
     return xp.cond(rows_first, lambda: columns(rows(images)), lambda: rows(columns(images)))
 
 
+def resize_and_crop(images, preprocessing, *, keep_fitting: bool = True):
+    """`Preprocessing.resize` for TensorFlow's images, whose size is known only when they arrive.
+
+    Args:
+        images: float32 tensor of shape `([batch,] height, width, channels)`, values 0..255.
+        preprocessing: To what size, and how.
+        keep_fitting: Whether images of that size stay as they are.
+
+    Returns:
+        float32 of shape `([batch,] *preprocessing.size, channels)`.
+    """
+    import tensorflow as tf
+
+    size = tf.constant(preprocessing.size)
+    given = tf.shape(images)[-3:-1]
+    crops = preprocessing.resize_size is not None
+
+    def resized():
+        target = size
+        if crops:
+            target = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
+        if preprocessing.antialias:
+            scaled = resize(images, tuple(tf.unstack(target)), preprocessing.interpolation)
+        else:
+            scaled = tf.image.resize(images, target, preprocessing.interpolation)
+            scaled = tf.clip_by_value(scaled, 0.0, 255.0)
+        margin = tf.cast(target - size, tf.float64) / 2
+        top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half to the even side
+        return scaled[..., top : top + size[0], left : left + size[1], :]
+
+    fits = tf.reduce_all(given == size) & (keep_fitting or not crops)
+    fitted = tf.cond(fits, lambda: images, resized)
+    return tf.ensure_shape(fitted, (*images.shape[:-3], *preprocessing.size, images.shape[-1]))
+
+
 def _resize_rows(xp, images, wanted, interpolation):
     *batch, given, width, channels = xp.shape(images)
     rows = xp.reshape(images, (*batch, given, width * channels))

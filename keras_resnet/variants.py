@@ -300,3 +300,11 @@ def get_variant(name: str) -> Variant:
         if depth != str(name) and depth.isdecimal():
             return cifar_variant(int(depth), plain)
     raise unknown_name("variant", name, VARIANTS)
+
+
+def check_classes(classes):
+    """Raises `ValueError` for a number of classes that no classifier has."""
+    if not isinstance(classes, numbers.Integral) or classes < 1:  # also NumPy's integers
+        raise ValueError(
+            f"A classifier needs a whole number of classes, at least 1. Received: {classes=}"
+        )

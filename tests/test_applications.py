@@ -101,6 +101,10 @@ REFUSED = [
         "`input_shape` must be a tuple of three integers. Received: input_shape=(224, 224)",
     ),
     (
+        {"input_shape": 224},
+        "`input_shape` must be a tuple of three integers. Received: input_shape=224",
+    ),
+    (
         {"input_shape": (224, 224, None)},
         "The number of input channels must be known. Expected it on axis 2 of `input_shape` "
         "(channels_last). Received: input_shape=(224, 224, None)",

@@ -80,7 +80,10 @@ def test_help_needs_no_tensorflow():
         "except SystemExit: pass\n"
         "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True, text=True
+    )
+    assert "JSON file" in answer.stdout  # of a recipe
 
 
 @pytest.mark.slow

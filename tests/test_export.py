@@ -14,8 +14,8 @@ import tensorflow as tf
 from exported import IMAGES, LABELS, PREPROCESSING, RAW, contents, make_model, run_python
 
 import keras_resnet
-from keras_resnet import export
-from keras_resnet.export import ExportMismatch, Tolerance, signatures
+from keras_resnet import export, resampling
+from keras_resnet.export import ExportMismatch, Tolerance
 from keras_resnet.export.examples import Examples
 from keras_resnet.export.staging import staged
 
@@ -105,7 +105,7 @@ def test_saved_model_resizes_as_the_preprocessing_does(model, tmp_path, resize_s
 def test_images_that_do_not_cover_the_crop_keep_their_proportions(given):
     preprocessing = dataclasses.replace(PREPROCESSING, size=(16, 24), resize_size=18)
     images = np.random.default_rng(2).integers(0, 256, (2, *given, 3)).astype("float32")
-    received = signatures.resize(tf.constant(images), preprocessing)
+    received = resampling.resize_and_crop(tf.constant(images), preprocessing)
     np.testing.assert_array_equal(received, preprocessing.resize(images))
 
 
@@ -397,6 +397,8 @@ def test_models_that_cannot_be_exported(model, tmp_path):
     assert str(error.value).endswith("Received: (None, 16, 16, 3), (None, 4, 4, 64)")
     with pytest.raises(ValueError, match="The model has no graph"):
         export.tflite(keras.Sequential(), tmp_path / "m.tflite", examples=IMAGES)
+    with pytest.raises(ValueError, match=r"The model has no graph.*Received: str 'model.keras'"):
+        export.tflite("model.keras", tmp_path / "m.tflite", examples=IMAGES)
     with pytest.raises(ValueError, match="TFLite needs a fixed image size"):
         export.tflite(
             make_model(input_shape=(None, None, 3)), tmp_path / "m.tflite", examples=IMAGES

@@ -162,6 +162,30 @@ def test_sizes_that_are_known_late_give_the_same_bits():
         np.testing.assert_array_equal(function(images, *size), expected)
 
 
+@pytest.mark.parametrize("keep_fitting", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"resize_size": None}, {"antialias": False}, {"interpolation": "bicubic"}]
+)
+def test_files_decoded_in_a_pipeline_become_what_arrays_do(options, keep_fitting):
+    record = Preprocessing(**{"size": (20, 24), "resize_size": 28} | options)
+    images = [photo(*size) for size in ((97, 61), (20, 24), (15, 90))]
+    files = [tf.io.encode_png(image).numpy() for image in images]
+
+    def load(file):
+        image = tf.io.decode_png(file, channels=3)  # of unknown size
+        return [
+            preprocess_input(pixels, record, keep_fitting=keep_fitting)
+            for pixels in (image, image[tf.newaxis])
+        ]
+
+    dataset = tf.data.Dataset.from_tensor_slices(files).map(lambda file: tuple(load(file)))
+    assert [spec.shape for spec in dataset.element_spec] == [(20, 24, 3), (1, 20, 24, 3)]
+    for (alone, batch), image in zip(dataset, images, strict=True):
+        expected = preprocess_input(image, record, keep_fitting=keep_fitting)
+        np.testing.assert_allclose(alone, expected, atol=1e-5)
+        np.testing.assert_array_equal(batch[0], alone)
+
+
 @pytest.mark.parametrize(
     ("given", "resized", "corner"),
     [

@@ -44,6 +44,26 @@ def test_frozen_parts_do_not_change_in_fit(up_to, learning):
     assert learn(freeze(network(), up_to))[1] == learning
 
 
+@pytest.mark.parametrize("wrap", ["functional", "sequential"])
+def test_a_network_inside_another_model_is_frozen_as_alone(wrap):
+    backbone = network(include_top=False, pooling="avg")
+    parts = [keras.Input((16, 16, 3)), keras.layers.RandomFlip(), backbone, keras.layers.Dense(3)]
+    model = keras.Sequential(parts)
+    if wrap == "functional":
+        model = keras.Model(model.inputs, model.outputs)
+    alone = {layer.name for layer in freeze(network(), "stage2").layers if not layer.trainable}
+    freeze(model, "stage2")
+    assert {layer.name for layer in backbone.layers if not layer.trainable} == alone
+    freeze(model, batch_norm="all")
+    assert not any(layer.trainable for layer in backbone.layers if "bn" in layer.name)
+    assert all(layer.trainable for layer in backbone.layers if "stage3_block1_conv" in layer.name)
+
+
+def test_batch_norm_that_is_not_there_cannot_be_frozen():
+    with pytest.raises(ValueError, match=r"Nothing would be frozen.*'cifar_resnet8', which has"):
+        freeze(network(activation_order="no_normalization"), batch_norm="all")
+
+
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_to_freeze_nothing_is_an_error(batch_norm):
     with pytest.raises(ValueError, match=r"Nothing would be frozen. Expected `up_to`"):
@@ -150,3 +170,11 @@ def test_a_new_classifier_keeps_all_before_it():
 def test_there_must_be_a_classifier():
     with pytest.raises(ValueError, match="no classifier to replace"):
         new_classifier(network(include_top=False), 5)
+
+
+@pytest.mark.parametrize("classes", [0, "3", 2.0])
+def test_a_new_classifier_needs_a_whole_number_of_classes(classes):
+    with pytest.raises(
+        ValueError, match=r"A classifier needs a whole number of classes, at least 1"
+    ):
+        new_classifier(network(), classes)

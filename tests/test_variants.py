@@ -105,6 +105,14 @@ def test_rows_do_not_change():
     assert get_variant("cifar_resnet8").shortcut == "zero_padding"
 
 
+def test_a_row_has_blocks_and_filters_for_every_stage():
+    row = dataclasses.replace(VARIANTS["resnet18"], blocks=(1, 1, 1))
+    with pytest.raises(
+        ValueError, match=r"the same length\. Received: blocks=\(1, 1, 1\), filters"
+    ):
+        keras_resnet.build(row)
+
+
 def test_images_are_those_the_network_was_trained_on():
     assert VARIANTS["resnet50"].preprocessing.size == (224, 224)
     assert VARIANTS["cifar_resnet20"].preprocessing.size == (32, 32)

@@ -11,7 +11,14 @@ import pytest
 from families import small
 
 import keras_resnet
-from keras_resnet.weights import WEIGHT_SETS, fetch, load_weights, read_metadata, save_weights
+from keras_resnet.weights import (
+    WEIGHT_SETS,
+    fetch,
+    load_weights,
+    read_metadata,
+    save_torch,
+    save_weights,
+)
 from training import datasets, evaluate
 
 SMALL = {"depth": 8, "input_shape": (8, 8, 3)}
@@ -119,11 +126,21 @@ def test_both_sides_are_named_and_nothing_is_changed(saved, options, message):
 
 
 def test_members_of_an_ensemble_are_not_lost(model, saved, tmp_path):
-    both = keras_resnet.ensemble([model, model])
-    for act in (lambda: save_weights(both, tmp_path / "both"), lambda: load_weights(both, saved)):
+    both, path = keras_resnet.ensemble([model, model]), tmp_path / "both.safetensors"
+    for act in (lambda: save_weights(both, path), lambda: load_weights(both, saved)):
         with pytest.raises(ValueError, match=r"'ensemble', twice: stem_conv/kernel.*one by one"):
             act()
-    assert not (tmp_path / "both").exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("save", [save_weights, save_torch])
+def test_another_ending_is_refused(model, tmp_path, save):
+    """`torch.load` of such a file fails without saying why."""
+    with pytest.raises(
+        ValueError, match=r"wrong ending.*'.*m\.pth'. Did you mean .*m\.safetensors"
+    ):
+        save(model, tmp_path / "m.pth")
+    assert not (tmp_path / "m.pth").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 64, None])
@@ -131,6 +148,13 @@ def test_a_damaged_file_is_an_error(model, saved, damage):
     saved.write_bytes(saved.read_bytes()[:-1] if damage is None else damage)
     with pytest.raises(ValueError, match="cannot be read"):
         load_weights(model, saved)
+
+
+def test_what_is_no_path_is_named(model):
+    with pytest.raises(
+        TypeError, match=r"read from a file.*Received: dict\. A `state_dict` becomes"
+    ):
+        load_weights(model, {"conv1.weight": np.zeros((3, 3))})
 
 
 @pytest.mark.parametrize("source", ["tv_in1k", "hf://timm/resnet50.a1_in1k", "."])

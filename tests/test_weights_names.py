@@ -110,9 +110,10 @@ def test_the_axes_of_kernels_are_those_of_pytorch(tmp_path):
     [
         lambda name: f"module.{name}",
         lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"model.{name}",
         lambda name: name.replace("linear", "fc"),
     ],
-    ids=["parallel", "compiled", "fc"],
+    ids=["parallel", "compiled", "lightning", "fc"],
 )
 def test_names_that_training_scripts_change_are_understood(rename, tmp_path):
     model = randomized(build(NETWORKS["cifar"]))
@@ -585,6 +586,8 @@ def test_verify_refuses_another_network():
     inputs = keras.Input(SHAPE)
     with pytest.raises(ValueError, match=r"The stages of the reference are not found"):
         verify(first, keras.Model(inputs, keras.layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match=r"The stages of the ref.*Received: <class 'str'>"):
+        verify(first, "resnet50.pth")
 
 
 def test_verify_measures_the_largest_difference():

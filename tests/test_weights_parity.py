@@ -358,6 +358,12 @@ def test_tensors_that_share_their_values_are_refused(torch, tmp_path):
         load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "hostile.pth")
 
 
+def test_a_whole_module_is_refused_with_the_remedy(torch, tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"as a whole module does; write it by .*state_dict\(\)"):
+        load_weights(keras_resnet.CifarResNet(depth=8), tmp_path / "whole.pth")
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("content", ["itself", "a list", "a tensor", "a wrapped list", "nothing"])
 def test_what_holds_no_dictionary_of_tensors_is_refused(torch, content, legacy, tmp_path):

@@ -166,7 +166,7 @@ def check_classifier(model: keras.Model) -> None:
     if not inputs:
         raise ValueError(
             "The model has no graph. Expected a Functional model, or a Sequential one that is "
-            f"built. Received: {type(model).__name__} {model.name!r}"
+            f"built. Received: {type(model).__name__} {getattr(model, 'name', model)!r}"
         )
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
     if [len(shape) for shape in shapes] != [4, 2]:

@@ -71,7 +71,7 @@ class ExportReport:
     milliseconds: float
     keras_milliseconds: float
     operations: dict[str, int] = dataclasses.field(default_factory=dict)
-    layer_errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    layer_errors: dict[str, float] = dataclasses.field(default_factory=dict, repr=False)
 
     def worst_layers(self, count: int = 10) -> list[tuple[str, float]]:
         """The layers with the largest errors, as `(name, error)`, worst first, NaN before all."""

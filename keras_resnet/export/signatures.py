@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from keras_resnet import resampling
 from keras_resnet.export.inference import classifier_input
 from keras_resnet.preprocessing import Preprocessing
 
@@ -44,7 +43,7 @@ def signatures(
     # Functions of their own: the file holds what they compute once, not once for each signature.
     @tf.function(input_signature=[images_spec(tf.float32)], autograph=False)
     def fitted(images):
-        return resize(images, preprocessing) if has_fixed_size else images
+        return preprocessing.resize(images) if has_fixed_size else images
 
     @tf.function(input_signature=[images_spec(tf.float32, *size)], autograph=False)
     def answers(pixels):
@@ -99,37 +98,3 @@ def decode(contents, channels: int):
 
     # TensorFlow's default for JPEG is a faster, coarser transform. PNG goes through as well.
     return tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE")
-
-
-def resize(images, preprocessing: Preprocessing):
-    """`Preprocessing.resize` for a size that is known only when the images arrive.
-
-    Args:
-        images: float32 tensor of shape `(batch, height, width, channels)`, values 0..255.
-        preprocessing: To what size, and how.
-
-    Returns:
-        float32 of shape `(batch, *preprocessing.size, channels)`.
-    """
-    import tensorflow as tf
-
-    size = tf.constant(preprocessing.size)
-    given = tf.shape(images)[1:3]
-
-    def resized():
-        target = size
-        if preprocessing.resize_size is not None:
-            target = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
-        if preprocessing.antialias:
-            sides = tuple(tf.unstack(target))
-            scaled = resampling.resize(images, sides, preprocessing.interpolation)
-        else:
-            scaled = tf.image.resize(images, target, preprocessing.interpolation)
-            scaled = tf.clip_by_value(scaled, 0.0, 255.0)
-        margin = tf.cast(target - size, tf.float64) / 2
-        top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half to the even side
-        return scaled[:, top : top + size[0], left : left + size[1], :]
-
-    fits = tf.reduce_all(given == size)
-    images = tf.cond(fits, lambda: images, resized)
-    return tf.ensure_shape(images, (None, *preprocessing.size, None))

@@ -5,6 +5,7 @@ from keras import layers
 
 from keras_resnet.surgery.graph import Edit, Graph, functional, is_model, rewrite
 from keras_resnet.surgery.pattern import NOTHING_AT_INFERENCE
+from keras_resnet.variants import check_classes
 
 # Behind logits they give logits.
 _HANDS_ON = (
@@ -28,8 +29,9 @@ def new_classifier(model: keras.Model, classes: int) -> keras.Model:
         the old one.
 
     Raises:
-        ValueError: If the model has no classifier.
+        ValueError: If the model has no classifier, or there can be none of so many classes.
     """
+    check_classes(classes)
     head = model.layers[-1]
     if not isinstance(head, keras.layers.Dense):
         raise ValueError(

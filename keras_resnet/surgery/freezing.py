@@ -18,8 +18,8 @@ def freeze(
     in `fit`. What is frozen stays so in saved models. Compile after it. `unfreeze` takes it back.
 
     Args:
-        model: A model of this package, or one with layers of the same names; it is changed in
-            place.
+        model: A model of this package, or one with layers of the same names, also in models
+            inside it; it is changed in place.
         up_to: The last part that is frozen: `"stem"`, `"stage1"`, ..., or `"head"` for all but the
             classifier. `None`: no part, which is for `batch_norm="all"` alone.
         batch_norm: Whether the batch normalisation of those parts is frozen with them; `False`
@@ -41,10 +41,12 @@ def freeze(
             "Nothing would be frozen. Expected `up_to`, e.g. freeze(model, up_to='stage3'), or "
             f"batch_norm='all'. Received: up_to=None, batch_norm={batch_norm!r}."
         )
-    positions = {layer: _position(layer.name) for layer in model.layers}
+    layers = model._flatten_layers(include_self=False)  # also of a network inside another model
+    positions = {layer: _position(layer.name) for layer in layers}
     parts = {_PART.match(layer.name).group(1): p for layer, p in positions.items() if p is not None}
     if up_to is not None and up_to not in parts:
         raise unknown_name(f"part of {model.name}", up_to, sorted(parts, key=parts.get))
+    frozen = []
     for layer, position in positions.items():
         is_before = up_to is not None and position is not None and position <= parts[up_to]
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -52,7 +54,14 @@ def freeze(
         else:
             is_frozen = is_before
         if is_frozen:
-            layer.trainable = False
+            frozen.append(layer)
+    if not frozen:
+        raise ValueError(
+            "Nothing would be frozen. Expected a model with batch normalisation for "
+            f"batch_norm='all'. Received: {model.name!r}, which has none."
+        )
+    for layer in frozen:
+        layer.trainable = False
     return model
 
 

@@ -38,8 +38,10 @@ def save_weights(
         metadata: What the file shall say of itself besides.
 
     Raises:
-        ValueError: If two weights have the same path, as those of an ensemble. Nothing is written.
+        ValueError: If the path ends otherwise, or two weights have the same path, as those of an
+            ensemble. Nothing is written.
     """
+    path = _with_ending(path)
     tensors = {
         name: keras.ops.convert_to_numpy(weight) for name, weight in weights_by_path(model).items()
     }
@@ -52,7 +54,18 @@ def save_weights(
     if getattr(model, "variant", None) is not None:
         about |= _graph(vars(model.variant))
     about |= metadata or {}
-    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, about))
+    path.write_bytes(safetensors.numpy.save(tensors, about))
+
+
+def _with_ending(path):
+    """The path, if its ending says what is written: by it others choose how to read the file."""
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            "The path has the wrong ending. Expected a file ending in '.safetensors'. "
+            f"Received: path='{path}'. Did you mean '{path.with_suffix('.safetensors')}'?"
+        )
+    return path
 
 
 def _graph(fields):
@@ -73,9 +86,10 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
         path: Where, ending in `.safetensors`.
 
     Raises:
-        ValueError: If no library of PyTorch has such a network: layers of these names and shapes,
-            in this graph. Nothing is written then.
+        ValueError: If the path ends otherwise, or no library of PyTorch has such a network:
+            layers of these names and shapes, in this graph. Nothing is written then.
     """
+    path = _with_ending(path)
     weights = weights_by_path(model)
     is_cifar = any(layer.name == "stem_conv" and layer.strides == (1, 1) for layer in model.layers)
     schemes = sorted(SCHEMES, key=lambda scheme: (scheme.name == "cifar") != is_cifar)
@@ -100,7 +114,7 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
     metadata = {"format": "pt"}
     if padding.is_padded(model):
         metadata[padding.METADATA] = "behind"
-    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def load_weights(

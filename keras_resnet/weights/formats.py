@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import re
 import zipfile
 
@@ -49,9 +50,10 @@ def read(
 ) -> dict[str, np.ndarray]:
     """All tensors of a file by the names they have there.
 
-    Names lose what says nothing: `module.` of a parallel model, `_orig_mod.` of a compiled one, the
-    dots of old DenseNets (`norm.1`), and the counters `num_batches_tracked` as a whole. What some
-    CIFAR networks call `shortcut.0` is called `downsample.0`, as elsewhere.
+    Names lose what says nothing: `module.` of a parallel model, `_orig_mod.` of a compiled one,
+    `model.` of one that PyTorch Lightning trained, the dots of old DenseNets (`norm.1`), and the
+    counters `num_batches_tracked` as a whole. What some CIFAR networks call `shortcut.0` is called
+    `downsample.0`, as elsewhere.
 
     Args:
         path: The file.
@@ -80,6 +82,12 @@ def read(
 
 
 def _content(path, sha256):
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            "Weights are read from a file. Expected its path. "
+            f"Received: {type(path).__name__}. A `state_dict` becomes one by "
+            "torch.save(state_dict, 'weights.pth')."
+        )
     given, path = os.fspath(path), pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -200,7 +208,13 @@ def _torch(content):
     torch = importlib.import_module("torch")
     if content.startswith(b"PK"):
         _archive(io.BytesIO(content), len(content)).close()
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+        raise ValueError(
+            "it is damaged, or holds more than tensors, as a whole module does; write it by "
+            "torch.save(module.state_dict(), path)"
+        ) from error
     for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
         inner = [state[key] for key in _WRAPPERS if key in state] if _is_dict(state) else []
         state = next(filter(_is_dict, inner), state)
@@ -241,7 +255,7 @@ _READERS = {
 def _renamed(tensors):
     renamed = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+        name = re.sub(r"^((module|_orig_mod|model)\.)+", "", name)
         name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
         name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
         if name.endswith("num_batches_tracked"):

@@ -32,11 +32,18 @@ SkipCorrupt = Annotated[
 ]
 
 
+RecipeOrFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name of a recipe, of those that `list` shows, or a JSON file of one.",
+    ),
+]
+
+
 @app.command()
 def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `list` shows them.")
-    ],
+    recipe: RecipeOrFile,
     data_dir: DataDir = None,
     run_dir: Annotated[
         pathlib.Path | None,
@@ -183,9 +190,7 @@ def launch(
 
 @app.command()
 def tune(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a JSON file of one.")
-    ],
+    recipe: RecipeOrFile,
     search: Annotated[str, typer.Option(help="`random`, `bayesian` or `hyperband`.")] = "random",
     field: Annotated[
         list[str] | None,
