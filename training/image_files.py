@@ -174,8 +174,8 @@ def _sizes(root, paths):
 
     def size(path):
         try:
-            return tuple(decode(tf.io.read_file(os.fsencode(path))).shape[:2])
-        except tf.errors.OpError:
+            return tuple(decode(path.read_bytes()).shape[:2])
+        except (OSError, tf.errors.OpError):
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
