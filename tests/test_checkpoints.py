@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -240,6 +241,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     with pytest.raises(NonFiniteLoss, match="at step 13"):
         save.on_epoch_end(1)
     assert names(tmp_path) == ["step-000000012"]
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    def enter():
+        with Signals() as signals:
+            return signals.received
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(enter).result() is None
 
 
 ON_JAX = """

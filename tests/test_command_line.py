@@ -206,6 +206,18 @@ def test_export_proves_every_file(trained, training_here):
     assert record["run"]["seed"] == 7
 
 
+def test_formats_may_stand_apart(training_here, monkeypatch, tmp_path):
+    asked = []
+
+    def export_run(*_, formats, **__):
+        asked.extend(formats)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(exports, "export_run", export_run)
+    training_here("export", "run", "--output", "o", "--formats", "tflite, onnx", cwd=tmp_path)
+    assert asked == ["tflite", "onnx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -92,7 +92,7 @@ def test_what_is_held_out_does_not_depend_on_the_order():
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """A directory with four prepared datasets: two of fixed size, two of varied sizes."""
+    """A directory with five prepared datasets: three of fixed size, two of varied sizes."""
     root = tmp_path_factory.mktemp("tfds")
     rng = np.random.default_rng(0)
 
@@ -125,6 +125,7 @@ def tfds_dir(tmp_path_factory):
 
     store("grey", 1, {"train": 60, "test": 9}, sizes=[8])
     store("whole", 3, {"train": 60}, sizes=[8])
+    store("clear", 4, {"train": 60}, sizes=[8])
     store("varied", 3, {"train": 60, "validation": 12, "test": 9}, sizes=[20, 24])
     splits = {"train": 60, "validation": 12, "test": 9}
     store("secret", 3, splits, sizes=[20, 24], unlabelled=["test"])
@@ -287,6 +288,37 @@ def test_without_labels_for_test_the_validation_images_take_its_place(
     assert counts(secret) == {"train": 54, "test": 12, "validation": 6}
 
 
+def test_transparency_is_dropped_in_memory_as_in_files(tfds_dir, monkeypatch):
+    held = datasets.load("clear", data_dir=tfds_dir).splits
+    assert sum(split.num_examples for split in held.values()) == 60
+    monkeypatch.setattr(datasets, "IN_MEMORY_BYTES", 0)
+    from_files = datasets.load("clear", data_dir=tfds_dir).splits
+    first, second = (
+        {image.numpy().tobytes() for split in each.values() for image, _ in split.examples()}
+        for each in (held, from_files)
+    )
+    assert first == second
+
+
+def test_images_of_other_values_than_files_have_are_refused(tfds_dir, monkeypatch):
+    monkeypatch.setattr(tfds.features.Image, "np_dtype", np.float32)
+    assert error_text("whole", data_dir=tfds_dir) == (
+        "The images of 'whole' have other values than those of files. Expected uint8, 0 to 255. "
+        "Received: float32. Prepare the dataset with such images."
+    )
+
+
+def test_no_split_is_cut_from_images_in_an_order_of_their_own(tfds_dir, monkeypatch):
+    """Such as by class: the first tenth would be of one."""
+    monkeypatch.setattr(tfds.core.DatasetInfo, "disable_shuffling", True)
+    assert counts(datasets.load("varied", data_dir=tfds_dir))["train"] == 60  # it has its own
+    assert error_text("secret", data_dir=tfds_dir) == (
+        "The images of 'secret' stand in an order of their own, so that a slice of them is no "
+        "sample. Expected shuffled ones, or splits of its own for validation. Received: "
+        "disable_shuffling=True. Prepare the dataset without it, or with these splits."
+    )
+
+
 def test_an_unknown_name_gets_the_nearest():
     assert error_text("cifer10") == (
         "Unknown dataset. Expected 'digits', 'folder:PATH' or a name of "
@@ -336,6 +368,16 @@ def test_names_of_files_need_not_be_utf8(tmp_path, monkeypatch, most_held):
     folder = datasets.load(f"folder:{tmp_path}")
     assert counts(folder) == {"train": 4, "test": 2, "validation": 2}
     assert len(list(folder.splits["train"].examples())) == 4
+
+
+def test_names_that_are_no_utf8_can_be_written_and_printed(tmp_path):
+    cafe = os.fsdecode(b"caf\xe9")
+    write_classes(tmp_path, **{cafe: 4, "tea": 4})
+    (tmp_path / "tea" / cafe).mkdir()  # which cannot be read
+    folder = datasets.load(f"folder:{tmp_path}", skip_corrupt=True)
+    assert folder.class_names == ("caf\N{REPLACEMENT CHARACTER}", "tea")
+    assert folder.skipped == ("tea/caf\N{REPLACEMENT CHARACTER}",)
+    assert sum(counts(folder).values()) == 8
 
 
 def test_a_folder_of_single_images_only_trains(tmp_path):

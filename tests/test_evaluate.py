@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -17,7 +18,8 @@ from trained import look_trained, network
 
 import keras_resnet
 from keras_resnet.preprocessing import IMAGENET, Preprocessing
-from training import crops, datasets, evaluate, mistakes, plots, records, splits
+from training import crops, datasets, evaluate, mistakes, plots, publish, records, splits
+from training.compilation import compiled_model
 from training.crops import Crops
 from training.recipes import get_recipe
 from training.strategy import make_strategy
@@ -423,3 +425,30 @@ def test_the_command_line_compares_runs_and_writes_the_mistakes(runs, tmp_path):
     assert "Members on digits, validation, several scales, not mirrored" in answer.stdout
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"confusion.csv", "confusion.png", "mistakes.png"}
+
+
+def test_a_run_is_published_whatever_it_was_computed_with(tmp_path):
+    changes = {
+        "variant": "cifar_resnet8",
+        "precision": "mixed_bfloat16",
+        "synchronized_batch_norm": True,
+    }
+    recipe = dataclasses.replace(get_recipe("digits-resnet20"), **changes)
+    model = compiled_model(recipe, datasets.load("digits"))
+    run_dir = make_run(tmp_path / "run", model, **changes)
+    path = tmp_path / "new folder" / "weights.safetensors"
+    sha256 = publish.publish(run_dir, path, images=20)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    again = keras_resnet.build("cifar_resnet8", weights=path)
+    for weight, expected in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_what_does_not_give_the_model_back_is_not_published(tmp_path):
+    run_dir = make_run(
+        tmp_path / "run", small_network(), variant="cifar_resnet8", precision="mixed_bfloat16"
+    )
+    path = tmp_path / "published" / "weights.safetensors"
+    with pytest.raises(ValueError, match="does not give the model back"):
+        publish.publish(run_dir, path, images=20)
+    assert not list(path.parent.iterdir())

@@ -1,6 +1,11 @@
 """Files that are whole or not there at all."""
 
 import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
 
 import pytest
 import tensorflow as tf
@@ -39,4 +44,40 @@ def test_an_error_of_a_disk_is_told_once(tmp_path):
         "A file cannot be written. Expected room for it, and permission. Received: [Errno 17] File "
         f"exists: '{tmp_path}/file' ('{tmp_path}/file/record.json'). Free some space or "
         "choose another folder."
+    )
+
+
+def test_a_path_that_is_no_utf8_stands_in_json(tmp_path):
+    content = {"dataset": os.fsdecode(b"folder:caf\xe9"), "name": "\N{GREEK SMALL LETTER PI}"}
+    files.write_json(tmp_path / "recipe.json", content)
+    assert json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8")) == content
+
+
+def test_a_file_system_that_cannot_sync_folders_takes_files(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def sync_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    files.write_json(tmp_path / "record.json", {"a": 1})
+    assert json.loads((tmp_path / "record.json").read_text()) == {"a": 1}
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.raises(ValueError, match="locks files") as error,
+        files.locked(tmp_path, what="run", option="--run-dir"),
+    ):
+        pass
+    assert str(error.value) == (
+        "The run directory cannot be kept for one process. Expected a file system that locks "
+        f"files. Received: [Errno {errno.ENOLCK}] No locks available ('{tmp_path}'). Mount it so "
+        "that it does, or choose another --run-dir."
     )

@@ -193,6 +193,7 @@ def check_lost(worker):
     _, errors = worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 2
     assert "Error: Another worker was lost. Expected all of them to stay until the end." in errors
+    assert ". Start all of them again; with --resume they go on" in errors
     assert "Traceback" not in errors
 
 

@@ -167,6 +167,7 @@ def test_errors_leave_no_run_directory(tmp_path):
         ({"replicas": 2, "batch_size": 63}, "share the batch evenly"),
         ({"steps": 1, "epochs": 1}, "given twice"),
         ({"epochs": 0}, "at least one step"),
+        ({"scale_learning_rate": True}, "with --batch-size; the recipe's own is 64"),
     ):
         with pytest.raises(ValueError, match=message):
             loop.train(TINY, run_dir=tmp_path / "run", **changes)

@@ -146,6 +146,8 @@ def test_the_optimizer_follows_the_recipe():
     config = make_optimizer(get_recipe("cifar10-resnet20")).get_config()
     assert (config["momentum"], config["nesterov"], config["weight_decay"]) == (0.9, False, 1e-4)
     assert config["exclude"] == []
+    whole = dataclasses.replace(get_recipe("cifar10-resnet20"), momentum=0)
+    assert make_optimizer(whole).get_config()["momentum"] == 0.0
 
 
 def numpy_lamb(weights, gradients, rate, decay, adapts):

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import types
 
 import keras
 import pytest
@@ -38,6 +39,18 @@ def test_a_record_says_where_it_comes_from(record):
     assert record.hardware["cpu"]
     assert len(record.hardware["gpus"]) == len(tf.config.list_physical_devices("GPU"))
     assert record.started.endswith("+00:00")
+
+
+def test_the_gpus_are_those_of_the_backend(monkeypatch):
+    """A TensorFlow for CPUs, as it often stands beside JAX, knows none."""
+    devices = [
+        types.SimpleNamespace(platform=platform, device_kind=kind)
+        for platform, kind in (("gpu", "NVIDIA H100"), ("cpu", "cpu"))
+    ]
+    jax = types.SimpleNamespace(local_devices=lambda: devices)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert records.hardware()["gpus"] == ["NVIDIA H100"]
 
 
 def test_the_speed_counts_training_images(record):

@@ -1,5 +1,6 @@
 """Strategies over logical CPU devices, and replicas that stay one model."""
 
+import math
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from training import strategy as strategies
 from training.cluster import Cluster
 from training.strategy import check_batch_size, make_strategy
 
@@ -76,8 +78,13 @@ def test_in_the_scope_of_a_strategy_it_is_that_one():
             {"tpu": "local", "cluster": Cluster(("a:1", "b:2"), 0)},
             "A run has a cluster or a TPU. Expected one of them. Received: a:1, b:2 and 'local'",
         ),
+        (
+            {"tpu": "local", "replicas": 2},
+            "A TPU is trained on as a whole. Expected no number of replicas beside it. Received: "
+            "replicas=2, tpu='local'.",
+        ),
     ],
-    ids=["missing", "both"],
+    ids=["missing", "both", "divided"],
 )
 def test_a_tpu_that_cannot_be_used_is_refused(options, message):
     with pytest.raises(ValueError, match="TPU") as error:
@@ -104,6 +111,16 @@ def test_the_cpu_of_a_worker_is_not_divided():
         "TensorFlow does not divide the CPU of a worker. Expected `replicas` <= 1 in a cluster "
         "without GPUs. Received: replicas=2. Start more workers instead."
     )
+
+
+@without_gpu
+def test_a_worker_may_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(strategies, "wait_for_workers", lambda _: None)
+    monkeypatch.setattr(
+        tf.distribute, "MultiWorkerMirroredStrategy", lambda cluster_resolver: cluster_resolver
+    )
+    cluster = Cluster(("a:1", "b:2"), 1, start_timeout_seconds=math.inf)
+    assert make_strategy(cluster=cluster).task_id == 1
 
 
 @pytest.mark.parametrize(("batch_size", "remedy"), [(127, "126 or 128"), (1, "2")])

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from training import __main__ as command_line
@@ -243,6 +244,25 @@ def test_values_that_do_not_go_together_are_the_worst(tmp_path, monkeypatch):
     assert [trial.accuracy for trial in trials] == [0.5, 0.5, 0.5, 0]
     assert trials[-1].values == {"options.shortcut": "none", "options.survival_probability": 0.5}
     assert trials[-1].note.startswith("A plain network has no way around")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),  # JAX
+    ],
+)
+def test_values_that_need_too_much_memory_are_the_worst(tmp_path, monkeypatch, error):
+    def fit(_, recipe, *__):
+        if recipe.batch_size > 32:
+            raise error
+        return 0.5
+
+    monkeypatch.setattr(Trainer, "_fit", fit)
+    best, worst = search(tmp_path, "batch_size=32,64", trials=2)
+    assert (best.values["batch_size"], best.accuracy) == (32, 0.5)
+    assert (worst.accuracy, worst.note) == (0, str(error))
 
 
 def test_a_search_without_a_single_training_says_so(tmp_path, monkeypatch):

@@ -35,20 +35,15 @@ def compiled_model(
     preprocessing = preprocessing_of(recipe, dataset)
     # Images that grow during the run want a network for every size.
     size = (None, None) if recipe.image_sizes else preprocessing.size
-    with _policy(recipe.precision):
-        model = keras_resnet.build(
-            recipe.variant,
-            input_shape=(*size, dataset.image_shape[-1]),
-            classes=len(dataset.class_names),
-            weights=recipe.weights,
-            classifier_activation="softmax" if _is_exclusive(recipe) else "sigmoid",
-            **recipe.options,
-        )
+    model = network(
+        recipe,
+        input_shape=(*size, dataset.image_shape[-1]),
+        classes=len(dataset.class_names),
+        weights=recipe.weights,
+    )
     model.preprocessing = preprocessing  # the exports carry it along
     if recipe.freeze is not None:
         keras_resnet.surgery.freeze(model, recipe.freeze)
-    if recipe.synchronized_batch_norm:
-        keras_resnet.surgery.synchronize_batch_norm(model)
     model.accumulation_steps = accumulation_steps
     model.compile(
         make_optimizer(recipe),
@@ -58,6 +53,35 @@ def compiled_model(
         weighted_metrics=_metrics(recipe),
         jit_compile=xla,
     )
+    return model
+
+
+def network(
+    recipe: Recipe,
+    *,
+    input_shape: tuple[int | None, int | None, int],
+    classes: int,
+    weights: str | None = None,
+) -> keras.Model:
+    """The recipe's network, not compiled.
+
+    Args:
+        recipe: Gives the variant, its options, the precision and the kind of the answers.
+        input_shape: Height, width and channels of its input.
+        classes: Number of classes.
+        weights: What it begins with, see `keras_resnet.build`.
+    """
+    with _policy(recipe.precision):
+        model = keras_resnet.build(
+            recipe.variant,
+            input_shape=input_shape,
+            classes=classes,
+            weights=weights,
+            classifier_activation="softmax" if _is_exclusive(recipe) else "sigmoid",
+            **recipe.options,
+        )
+    if recipe.synchronized_batch_norm:
+        keras_resnet.surgery.synchronize_batch_norm(model)
     return model
 
 

@@ -170,6 +170,11 @@ def _load_prepared(name, builder, validation_examples):
             f"as its supervised keys. Received: supervised_keys={info.supervised_keys}."
         )
     image, label = features
+    if image.np_dtype != np.uint8:
+        raise ValueError(
+            f"The images of {name!r} have other values than those of files. Expected uint8, 0 to "
+            f"255. Received: {np.dtype(image.np_dtype).name}. Prepare the dataset with such images."
+        )
     height, width, _ = image.shape
     preprocessing = {"cifar10": CIFAR10, "cifar100": CIFAR100}.get(builder.name, IMAGENET)
     if preprocessing is IMAGENET and None not in (height, width):
@@ -276,4 +281,5 @@ def _has_labels(builder, split):
 def _decoded(builder, source):
     dataset = builder.as_dataset(split=source, batch_size=-1, as_supervised=True)
     images, labels = tfds.as_numpy(dataset)
+    images = images[..., :3]  # without transparency
     return np.broadcast_to(images, (*images.shape[:3], 3)), labels  # grey becomes RGB

@@ -11,6 +11,7 @@ from typing import Any
 
 LOCK = "lock"  # held by the process that works in the folder
 PARTIAL = ".partial-"  # how the names of files begin that are not whole yet
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of folders on some network file systems
 _FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -83,7 +84,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # What is no UTF-8 in a file's name is a surrogate: Python escapes it as JSON does.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -98,7 +100,7 @@ def locked(folder: pathlib.Path, *, what: str, option: str) -> Iterator[None]:
         option: The option that chooses another folder.
 
     Raises:
-        ValueError: If another process has it.
+        ValueError: If another process has it, or that cannot be known.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +114,12 @@ def locked(folder: pathlib.Path, *, what: str, option: str) -> Iterator[None]:
                 f"each process. Received: {str(folder)!r}. Wait for the other one to end, or "
                 f"choose another {option}."
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"The {what} directory cannot be kept for one process. Expected a file system that "
+                f"locks files. Received: {error} ({str(folder)!r}). Mount it so that it does, or "
+                f"choose another {option}."
+            ) from error
         for partial in folder.glob(f"{PARTIAL}*"):
             partial.unlink()
         yield
@@ -136,5 +144,8 @@ def _reach_disk(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

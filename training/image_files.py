@@ -105,7 +105,7 @@ def find_images(root: Path, skip_corrupt: bool):
         split: _files_and_labels(directory, class_names) for split, directory in directories.items()
     }
     sizes = _sizes(root, [path for files, _ in found.values() for path in files])
-    skipped = tuple(name for name, size in sizes.items() if size is None)
+    skipped = tuple(_as_text(name) for name, size in sizes.items() if size is None)
     if skipped and not skip_corrupt:
         raise ValueError(
             f"Files that are no readable images: {len(skipped)}. Expected JPEG or PNG. "
@@ -118,7 +118,12 @@ def find_images(root: Path, skip_corrupt: bool):
         kept = np.array([sizes[name] is not None for name in names], dtype=bool)
         parts[split] = names[kept], np.array(labels, dtype=np.int64)[kept]
     _check_no_class_is_empty(parts["train"][1], class_names, directories["train"])
-    return parts, class_names, skipped, sizes
+    return parts, tuple(map(_as_text, class_names)), skipped, sizes
+
+
+def _as_text(name):
+    """A name that can be written and printed: what is no UTF-8 in it is replaced."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 def _visible(directory, folders=False):
@@ -169,8 +174,8 @@ def _sizes(root, paths):
 
     def size(path):
         try:
-            return tuple(decode(tf.io.read_file(os.fsencode(path))).shape[:2])
-        except tf.errors.OpError:
+            return tuple(decode(path.read_bytes()).shape[:2])
+        except (OSError, tf.errors.OpError):
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:

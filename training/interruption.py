@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C stop a run where it can be continued."""
 
 import signal
+import threading
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -22,6 +23,8 @@ class Interrupted(BaseException):
 class Signals:
     """SIGTERM and Ctrl-C, as long as it is entered; those that are ignored stay so.
 
+    Python gives signals to its main thread: in another one they are left alone.
+
     While `waits` is true the first one is only remembered, for a callback to act on when the step
     has ended. All others raise `Interrupted` at once.
     """
@@ -32,7 +35,8 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         """Takes the signals over."""
-        taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        is_main = threading.current_thread() is threading.main_thread()
+        taken = [n for n in SIGNALS if is_main and signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._receive) for number in taken}
         return self
 

@@ -172,8 +172,15 @@ def fit_to_data(
         scale_learning_rate: Whether the learning rate grows with the batch size.
 
     Raises:
-        ValueError: If both steps and epochs are given, or one is not positive.
+        ValueError: If both steps and epochs are given, or one is not positive, or the learning
+            rate is to grow with a batch size that is not given.
     """
+    if scale_learning_rate and batch_size is None:
+        raise ValueError(
+            "The learning rate is scaled with a batch size that is not given. Expected "
+            f"`batch_size` with scale_learning_rate=True. Received: batch_size=None. Choose it "
+            f"with --batch-size; the recipe's own is {recipe.batch_size}."
+        )
     if steps is not None and epochs is not None:
         raise ValueError(
             "The length of a run is given twice. Expected `steps` or `epochs`. "

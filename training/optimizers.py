@@ -236,4 +236,4 @@ def make_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     rates = learning_rate_schedule(recipe)
     if recipe.optimizer == "lamb":
         return Lamb(rates, **common)
-    return CoupledSGD(rates, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
+    return CoupledSGD(rates, momentum=float(recipe.momentum), nesterov=recipe.nesterov, **common)

@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 
 import keras_resnet
-from training import evaluate, exports, records
+from training import evaluate, exports, files, records
+from training.compilation import network
 
 
 def publish(
@@ -22,7 +23,8 @@ def publish(
 
     Args:
         run_dir: Directory of a finished run.
-        output: Path of the file, ending in `.safetensors`. Its metadata hold the run's record.
+        output: Path of the file, ending in `.safetensors`. Its metadata hold the run's record. Its
+            folder is made.
         data_dir: Where the images are, see `datasets.load`.
         images: Number of test images to compare on, at most.
 
@@ -30,8 +32,8 @@ def publish(
         The sha256 of the file.
 
     Raises:
-        ValueError: If there is no finished run, the file is there already, or the predictions
-            differ.
+        ValueError: If there is no finished run, the file is there already or cannot be written, or
+            the predictions differ.
     """
     output = pathlib.Path(output)
     if output.exists():
@@ -43,24 +45,16 @@ def publish(
     dataset = records.load_dataset(record, data_dir)
     raw, _ = exports.test_images(dataset, images)
     inputs = np.concatenate([np.asarray(model.preprocessing(batch)) for batch in raw])
-    keras_resnet.weights.save_weights(
-        model, output, {"record": json.dumps(record.to_dict(), ensure_ascii=False)}
-    )
-    try:
-        _check_same(model, record, output, inputs)
-    except ValueError:
-        output.unlink()
-        raise
+    about = {"record": json.dumps(record.to_dict(), ensure_ascii=False)}
+    with files.replacing(output) as partial:
+        keras_resnet.weights.save_weights(model, partial, about)
+        _check_same(model, record, partial, inputs)
     return hashlib.sha256(output.read_bytes()).hexdigest()
 
 
 def _check_same(model, record, path, inputs):
-    again = keras_resnet.build(
-        record.recipe.variant,
-        input_shape=model.input_shape[1:],
-        classes=model.output_shape[-1],
-        classifier_activation=model.get_layer("predictions").activation,
-        **record.recipe.options,
+    again = network(
+        record.recipe, input_shape=model.input_shape[1:], classes=model.output_shape[-1]
     )
     keras_resnet.weights.load_weights(again, path)
     expected, received = (each.predict(inputs, verbose=0) for each in (model, again))

@@ -280,14 +280,22 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, number of cores this process may use, names of the GPUs."""
-    gpus = tf.config.list_physical_devices("GPU")
+    """CPU model, number of cores this process may use, names of the backend's GPUs."""
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     return {
         "cpu": _cpu_model(),
         "cores": len(usable(0)) if usable else os.cpu_count(),
-        "gpus": [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus],
+        "gpus": _gpus(),
     }
+
+
+def _gpus():
+    if keras.backend.backend() == "jax":  # TensorFlow may be one for CPUs
+        import jax
+
+        return [device.device_kind for device in jax.local_devices() if device.platform == "gpu"]
+    gpus = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus]
 
 
 def _cpu_model():

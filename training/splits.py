@@ -260,6 +260,9 @@ def carve_slices(builder, sources, validation_examples):
 
     Returns:
         The dict with "train", "validation" and "test", and TFDS names or slices.
+
+    Raises:
+        ValueError: If TFDS has not shuffled them, or so many cannot be spared.
     """
     _check_validation_examples(validation_examples, "validation" in sources)
     num_examples = builder.info.splits["train"].num_examples
@@ -267,6 +270,13 @@ def carve_slices(builder, sources, validation_examples):
     if validation_examples is not None:
         counts["validation"] = validation_examples
     missing = [split for split in counts if split not in sources]
+    if missing and builder.info.disable_shuffling:
+        raise ValueError(
+            f"The images of {builder.name!r} stand in an order of their own, so that a slice of "
+            f"them is no sample. Expected shuffled ones, or splits of its own for "
+            f"{' and '.join(missing)}. Received: disable_shuffling=True. Prepare the dataset "
+            "without it, or with these splits."
+        )
     start = 0
     for split in missing:
         end = start + counts[split]

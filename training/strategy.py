@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from training.cluster import Cluster, wait_for_workers
 
+_DAY = 86_400.0  # seconds
+
 
 class DataParallelStrategy:
     """`keras.distribution.DataParallel` for the JAX backend, with the names of `tf.distribute`.
@@ -62,6 +64,11 @@ def make_strategy(
             f"Received: replicas={replicas}"
         )
     _check_backend(cluster, tpu)
+    if tpu is not None and replicas is not None:
+        raise ValueError(
+            "A TPU is trained on as a whole. Expected no number of replicas beside it. Received: "
+            f"replicas={replicas}, tpu={tpu!r}."
+        )
     if keras.backend.backend() == "jax":
         return _jax_strategy(replicas)
     if tf.distribute.has_strategy():
@@ -147,7 +154,8 @@ def _cluster_strategy(cluster, gpus, replicas):
     )
     wait_for_workers(cluster)
     # A worker that was lost just now leaves TensorFlow waiting, with the interpreter locked.
-    faulthandler.dump_traceback_later(cluster.start_timeout_seconds + 60, exit=True)
+    patience = min(cluster.start_timeout_seconds, _DAY) + 60  # no timer takes infinity
+    faulthandler.dump_traceback_later(patience, exit=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     finally:

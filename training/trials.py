@@ -91,7 +91,9 @@ class Trainer:
             recipe, model, batches = self.prepare(values, share, seed)
             steps = recipe.steps
             accuracy = self._fit(recipe, model, batches, after_step)
-        except (ValueError, tf.errors.ResourceExhaustedError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError) and not _is_out_of_memory(error):
+                raise
             note = str(error)
         seconds = round(time.perf_counter() - start, 2)
         return {"steps": steps, "accuracy": accuracy, "seconds": seconds, "note": note}
@@ -120,3 +122,10 @@ class Trainer:
         if not math.isfinite(history.history["loss"][-1] + scores.cross_entropy):
             raise ValueError("diverged")
         return scores.top1
+
+
+def _is_out_of_memory(error):
+    """JAX's error of a full device is known by its words alone."""
+    return isinstance(error, tf.errors.ResourceExhaustedError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("RESOURCE_EXHAUSTED")
+    )

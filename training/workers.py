@@ -79,8 +79,8 @@ def _naming_lost_workers():
         lines = [line for line in str(error).splitlines() if "/job:worker" in line]
         raise ValueError(
             "Another worker was lost. Expected all of them to stay until the end. Received: "
-            f"{lines[0] if lines else error.message} Start all of them again; with --resume they "
-            "go on from the last checkpoint."
+            f"{(lines[0] if lines else error.message).rstrip('.')}. Start all of them again; with "
+            "--resume they go on from the last checkpoint."
         ) from error
 
 

@@ -113,7 +113,7 @@ def export(
         reports = exports.export_run(
             run,
             output,
-            formats=formats.split(","),
+            formats=[name.strip() for name in formats.split(",")],
             data_dir=data_dir,
             images=images,
             include_preprocessing=include_preprocessing,
