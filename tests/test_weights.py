@@ -50,6 +50,13 @@ def test_weights_come_back(model, saved):
     assert read_metadata(saved)["record"] == "how it came about"
 
 
+def test_the_same_weights_are_the_same_bytes(model, tmp_path):
+    for name in "abcd":
+        save_weights(model, tmp_path / f"{name}.safetensors", {"record": 'an "ü"', "more": "1"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert read_metadata(tmp_path / "a.safetensors")["record"] == 'an "ü"'
+
+
 def test_they_move_to_a_network_with_stochastic_depth_and_projections(tmp_path):
     """Keras's own weights files go by the order of layers, which that changes."""
     first = keras_resnet.CifarResNet(**SMALL, shortcut="projection")

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import struct
 
 import keras
 import numpy as np
@@ -54,7 +55,18 @@ def save_weights(
     if getattr(model, "variant", None) is not None:
         about |= _graph(vars(model.variant))
     about |= metadata or {}
-    path.write_bytes(safetensors.numpy.save(tensors, about))
+    path.write_bytes(_serialized(tensors, about))
+
+
+def _serialized(tensors, metadata):
+    """The bytes of a safetensors file: of the same content the same, so that hashes tell."""
+    content = safetensors.numpy.save(tensors, metadata)
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))  # where the library has any order
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the values are aligned
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def _with_ending(path):
@@ -114,7 +126,7 @@ def save_torch(model: keras.Model, path: str | os.PathLike) -> None:
     metadata = {"format": "pt"}
     if padding.is_padded(model):
         metadata[padding.METADATA] = "behind"
-    path.write_bytes(safetensors.numpy.save(tensors, metadata))
+    path.write_bytes(_serialized(tensors, metadata))
 
 
 def load_weights(
