@@ -130,6 +130,17 @@ def test_a_linear_warm_up_and_a_fall_to_zero(schedule, middle):
     )
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_whole_numbers_are_rates_too(schedule):
+    recipe = get_recipe("digits-resnet20").changed(
+        {"schedule": schedule, "milestones": [], "steps": 100, "learning_rate": 1, "momentum": 0}
+    )
+    assert make_optimizer(recipe).momentum == 0
+    done = 0.3
+    expected = 1 - done if schedule == "one_cycle" else (1 + np.cos(np.pi * done)) / 2
+    assert float(learning_rate_schedule(recipe)(30)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_warm_up_survives_its_configuration():
     rate = learning_rate_schedule(get_recipe("cifar10-resnet20-fast"))
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
