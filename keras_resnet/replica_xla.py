@@ -12,13 +12,12 @@
 import contextlib
 import functools
 import logging
-import math
 
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from keras_resnet import dropping
+from keras_resnet import dropping, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,9 @@ class ReplicaModel(keras.Model):
             loss, y_pred, gradients = self._learn_from_share(learn, images, x, y, sample_weight)
         self._loss_tracker.update_state(loss, sample_weight=images)
         if gradients:
-            gradients = self._finite_together(gradients)
+            if self._has_replicas:
+                gradients = sharing.finite_together(gradients, self.optimizer)
+                gradients = sharing.clipped_together(gradients, self.optimizer)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
         return self._logs(x, y, y_pred, sample_weight)
 
@@ -112,25 +113,31 @@ class ReplicaModel(keras.Model):
         if not self._has_replicas:
             return super().test_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self._predict_share(x)
-        loss = self._compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
-        )
-        loss = tf.reduce_sum(loss)  # of no images it is an empty vector, eagerly
-        self._loss_tracker.update_state(self._unscaled(loss), sample_weight=_count(x))
+
+        def score(x, y, sample_weight):
+            y_pred = self(x, training=False)
+            loss = self._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
+            )
+            return self._unscaled(loss), y_pred
+
+        loss, y_pred = self._of_share(score, x, y, sample_weight)
+        self._loss_tracker.update_state(loss, sample_weight=_count(x))
         return self._logs(x, y, y_pred, sample_weight)
 
     def predict_step(self, data):
         if not self._has_replicas:
             return super().predict_step(data)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._predict_share(x)
+        _, y_pred = self._of_share(lambda inputs: (0.0, self(inputs, training=False)), x)
+        return y_pred
 
     def _accumulate(self, x, y, sample_weight, share):
         """`_loss_and_gradients` of a share, in parts that never lie in memory together."""
         parts = self.accumulation_steps
         if parts == 1:
             return self._loss_and_gradients(x, y, sample_weight, share)
+        sharing.check_parts(self.loss, parts)
         divides = tf.debugging.assert_equal(
             _count(x) % parts,
             0,
@@ -209,41 +216,28 @@ class ReplicaModel(keras.Model):
             return learn(x, y, sample_weight, share)
 
         def nothing():
-            y_pred = keras.tree.map_structure(
-                lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype),
-                self.output,
-            )
-            return 0.0, y_pred, [tf.zeros_like(weight.value) for weight in self.trainable_weights]
+            return *self._nothing(), [tf.zeros_like(each.value) for each in self.trainable_weights]
 
         return tf.cond(images > 0, lambda: learn(x, y, sample_weight, share), nothing)
 
-    def _finite_together(self, gradients):
-        """The gradients, or NaN for the first where those of any replica are infinite or NaN.
+    def _of_share(self, function, x, *others):
+        """`function` of a batch, which gives a loss and predictions, if this replica has images.
 
-        To skip a step that overflows, Keras's loss scaling looks at those of the first replica.
+        Convolutions on nothing fail inside oneDNN.
         """
-        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        if not (scales and self._has_replicas):
-            return gradients
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in gradients])
-        overflows = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.where(finite, 0.0, 1.0)
-        )
-        first, *others = gradients
-        return [tf.where(overflows > 0, tf.cast(math.nan, first.dtype), first), *others]
-
-    def _predict_share(self, x):
-        """Predictions for the images of this replica, of which there may be none."""
-        forward = self._compiled(lambda inputs: self(inputs, training=False))
+        function = self._compiled(function)
         images = _count(x)
         if isinstance(images, int):
-            return forward(x)
-        # Convolutions on nothing fail inside oneDNN.
-        padding = tf.cast(tf.equal(images, 0), tf.int32)
-        padded = keras.tree.map_structure(
-            lambda part: tf.pad(part, [(0, padding)] + [(0, 0)] * (len(part.shape) - 1)), x
+            return function(x, *others)
+        return tf.cond(images > 0, lambda: function(x, *others), self._nothing)
+
+    def _nothing(self):
+        """The loss of no images, and their predictions."""
+        y_pred = keras.tree.map_structure(
+            lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype),
+            self.output,
         )
-        return keras.tree.map_structure(lambda part: part[:images], forward(padded))
+        return 0.0, y_pred
 
     def _unscaled(self, loss):
         """The mean over one replica's images: Keras divides by the replicas, to sum gradients."""
@@ -318,6 +312,9 @@ class ReplicaModel(keras.Model):
         second time: minutes, for a thousand layers. Here the shapes alone do, and no batch of a
         generator is lost.
         """
+        if self._has_replicas:
+            sharing.check_optimizer(self.optimizer)
+            sharing.spread_losses(self._compile_loss)
         if iterator is not None:
             spec = iterator._get_iterator().element_spec
             leaves = [

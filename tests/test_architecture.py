@@ -29,14 +29,15 @@ ALLOWED = {
     "models": ("axes", *DRAWING, "weights", "preprocessing", "replica_xla"),
     "applications": ("models", "axes", "variants"),
     "dropping": ("layers",),
-    "replica_xla": ("dropping",),
+    "replica_xla": ("dropping", "sharing"),
+    "sharing": (),
     "weights": ("layers", "variants", "preprocessing"),
     "surgery": ("models", "macs", *DRAWING),
     "ensemble": ("models", "surgery", "preprocessing"),
     "export": ("layers", "preprocessing", "resampling", "surgery"),
 }
 # Modules of TensorFlow alone, which `models` imports where that is the backend.
-OF_TENSORFLOW = {"replica_xla", "dropping"}
+OF_TENSORFLOW = {"replica_xla", "dropping", "sharing"}
 
 
 def modules(package):

@@ -326,7 +326,8 @@ def test_runs_of_different_images_need_a_dataset(runs, models, tmp_path):
 
 def test_runs_that_held_out_different_images_share_the_test_split_only(runs, models, tmp_path):
     other = make_run(tmp_path / "other", models[0], validation_examples=40)
-    assert evaluate.answer([other], split="validation").evaluation.count == 40
+    for named in (None, "digits"):
+        assert evaluate.answer([other], split="validation", dataset=named).evaluation.count == 40
     assert evaluate.answer([runs[0], other]).evaluation.count == 360
     with pytest.raises(ValueError) as error:
         evaluate.answer([runs[0], other], split="validation")

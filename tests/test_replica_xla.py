@@ -313,6 +313,78 @@ def test_weights_that_the_loss_does_not_reach_stay():
     assert max(np.abs(old - new).max() for old, new in zip(before, model.get_weights())) > 1e-3
 
 
+def small(replicas, *, jit_compile=False, **arguments):
+    """One layer, a penalty on what comes into it, and three steps of it."""
+    random.seed(0)
+    with make_strategy(replicas).scope():
+        inputs = keras.Input((8, 8, 3))
+        pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+        pooled = keras.layers.ActivityRegularization(l2=0.1)(pooled)
+        outputs = keras.layers.Dense(10, activation="softmax")(pooled)
+        model = keras_resnet.ResNet(inputs, outputs)
+        arguments = {"optimizer": "sgd", "loss": "sparse_categorical_crossentropy"} | arguments
+        model.compile(jit_compile=jit_compile, **arguments)
+    data = tuple(part[:UNEVEN] for part in images_and_labels())
+    model.fit(*data, batch_size=BATCH, shuffle=False, verbose=0)
+    return model
+
+
+def mean_cross_entropy(y_true, y_pred):
+    """One number for all images."""
+    return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y_true, y_pred))
+
+
+class MeanCrossEntropy(keras.losses.Loss):
+    """The same as an object."""
+
+    def call(self, y_true, y_pred):
+        return mean_cross_entropy(y_true, y_pred)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"jit_compile": True},
+        {"loss": mean_cross_entropy},
+        {"loss": MeanCrossEntropy()},
+        {"optimizer": keras.optimizers.SGD(0.1, clipnorm=0.01)},
+        {"optimizer": keras.optimizers.SGD(0.1, clipvalue=0.001)},
+        {
+            "optimizer": keras.optimizers.LossScaleOptimizer(
+                keras.optimizers.SGD(0.1, global_clipnorm=0.01)
+            )
+        },
+    ],
+    ids=["xla", "function", "object", "clipnorm", "clipvalue", "scaled_clipnorm"],
+)
+def test_losses_and_gradients_are_those_of_the_whole_batch(arguments):
+    optimizer = arguments.get("optimizer", keras.optimizers.SGD())
+    copies = [type(optimizer).from_config(optimizer.get_config()) for _ in range(2)]
+    one, two = (
+        small(replicas, **arguments | {"optimizer": copy}) for replicas, copy in zip((1, 2), copies)
+    )
+    assert largest_difference(one, two) < 1e-6
+    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    scores = [model.evaluate(images, labels, batch_size=BATCH, verbose=0) for model in (one, two)]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
+def test_what_keras_does_on_one_device_only_is_refused(option):
+    optimizer = keras.optimizers.SGD(use_ema=True, **{option: 2})
+    with pytest.raises(ValueError, match=f"Expected {option}=None .* Received: {option}=2"):
+        small(2, optimizer=keras.optimizers.LossScaleOptimizer(optimizer))
+
+
+def test_sums_are_not_done_in_parts():
+    model = small(1)
+    model.accumulation_steps = 2
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="reduction='sum' with accumulation_steps=2"):
+        model.fit(*images_and_labels(), batch_size=BATCH, verbose=0)
+
+
 def test_eager_steps_count_every_image_of_uneven_shares_the_same():
     two = untrained(**NO_STATISTICS)
     one = keras.models.clone_model(two)

@@ -151,7 +151,8 @@ def answer(
     Args:
         run_dirs: The runs' directories.
         split: Name of the split.
-        dataset: Name of other images than the runs', with the same classes.
+        dataset: Name of other images than the runs', with the same classes. Runs that learnt from
+            these decide what was held out of them.
         data_dir: Where the images are, see `datasets.load`.
         batch_size: Images per step over all replicas; changes the speed only.
         replicas: Number of devices, see `make_strategy`.
@@ -162,10 +163,12 @@ def answer(
     """
     runs = [records.read(run_dir) for run_dir in run_dirs]
     strategy = make_strategy(replicas)
+    name = dataset or _common_dataset(runs)
+    learnt_from = [run for run in runs if run.recipe.dataset == name]
     data = datasets.load(
-        dataset or _common_dataset(runs),
+        name,
         data_dir=data_dir,
-        validation_examples=None if dataset else _common_validation(runs, split),
+        validation_examples=_common_validation(learnt_from, split) if learnt_from else None,
         skip_corrupt=any(run.data["skip_corrupt"] for run in runs),
     )
     if split not in data.splits:

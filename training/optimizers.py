@@ -10,6 +10,8 @@ _SUMS_LATER = keras.backend.backend() == "tensorflow"  # JAX hands over gradient
 class _ClipsTheSum:
     """Clips the gradients of all replicas together; Keras clips each replica's before the sum."""
 
+    clips_the_sum = True  # which networks of this package otherwise do for their optimizers
+
     def _clip_gradients(self, grads):
         return grads if _SUMS_LATER else super()._clip_gradients(grads)
 
@@ -236,4 +238,4 @@ def make_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     rates = learning_rate_schedule(recipe)
     if recipe.optimizer == "lamb":
         return Lamb(rates, **common)
-    return CoupledSGD(rates, momentum=float(recipe.momentum), nesterov=recipe.nesterov, **common)
+    return CoupledSGD(rates, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)

@@ -134,6 +134,11 @@ class Recipe:
 
     def __post_init__(self):
         self._check_kinds()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # Keras's cosine rounds a rate that is a whole number, and its SGD refuses a momentum.
+            if value is not None and field.type in (float, float | None):
+                object.__setattr__(self, field.name, float(value))
         # JSON has lists where these are tuples.
         for field in ("milestones", "decay_exclude"):
             object.__setattr__(self, field, tuple(getattr(self, field)))

@@ -1,0 +1,128 @@
+"""What Keras does for each replica alone, done for the batch that they share."""
+
+import functools
+import math
+
+import keras
+import tensorflow as tf
+
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+def spread_losses(compiled) -> None:
+    """Makes of losses that give one number for all images such as give it for each of them.
+
+    Keras takes the mean of either, but divides only the latter among the replicas: with two of
+    them the gradient of the former is twice as large.
+
+    Args:
+        compiled: Keras's `CompileLoss`, changed in place before it is built; what a model saves is
+            not. Or `None`.
+    """
+    if compiled is not None and not compiled.built:
+        compiled._user_loss = keras.tree.map_structure(_spread, compiled._user_loss)
+
+
+class _Spread(keras.losses.Loss):
+    def __init__(self, loss):
+        super().__init__(loss.name, loss.reduction, loss.dtype)
+        self.call = _spread(loss.call)
+
+
+def _spread(loss):
+    """A loss with one value per image; names, and losses that are sums, stay as they are."""
+    if isinstance(loss, keras.losses.Loss):
+        is_mean = loss.reduction in _MEANS and type(loss).__call__ is keras.losses.Loss.__call__
+        return _Spread(loss) if is_mean else loss
+    if not callable(loss):
+        return loss
+
+    @functools.wraps(loss)
+    def spread(y_true, y_pred):
+        values = keras.ops.convert_to_tensor(loss(y_true, y_pred))
+        return values if values.shape.rank else tf.fill(tf.shape(y_pred)[:1], values)
+
+    return spread
+
+
+def check_parts(losses, parts: int) -> None:
+    """Raises a ValueError if a batch cannot be done in parts, whose gradients are averaged.
+
+    Args:
+        losses: What `compile` took.
+        parts: How many.
+    """
+    if any(getattr(loss, "reduction", None) == "sum" for loss in keras.tree.flatten(losses)):
+        raise ValueError(
+            "A sum over the images of a batch is not the mean of its parts. Expected losses with "
+            "another reduction, or accumulation_steps=1. Received: reduction='sum' with "
+            f"accumulation_steps={parts}."
+        )
+
+
+def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a ValueError if an optimizer cannot work under a strategy.
+
+    Args:
+        optimizer: An optimizer, or one that scales the loss of another. Or `None`.
+    """
+    if optimizer is None:
+        return
+    optimizer = _without_loss_scale(optimizer)
+    for option, remedy in {
+        "gradient_accumulation_steps": "Set `model.accumulation_steps` instead.",
+        "ema_overwrite_frequency": "Use the callback `keras.callbacks.SwapEMAWeights` instead.",
+    }.items():
+        value = getattr(optimizer, option)
+        if value is not None:
+            raise ValueError(
+                "Keras's optimizers do some steps only on one device. Expected "
+                f"{option}=None on several replicas. Received: {option}={value}. {remedy}"
+            )
+
+
+def finite_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
+    """The gradients, or NaN for the first where those of any replica are infinite or NaN.
+
+    To skip a step that overflows, Keras's loss scaling looks at those of the first replica.
+
+    Args:
+        gradients: Those of one replica, in whose context this is called.
+        optimizer: The optimizer that they are for.
+    """
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return gradients
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in gradients])
+    overflows = _summed(tf.where(finite, 0.0, 1.0))
+    first, *others = gradients
+    return [tf.where(overflows > 0, tf.cast(math.nan, first.dtype), first), *others]
+
+
+def clipped_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
+    """The gradients, such that their sum over the replicas is what the optimizer clips it to.
+
+    Keras clips the part of each replica and then adds them up, to as many times the bound.
+
+    Args:
+        gradients: Those of one replica, in whose context this is called.
+        optimizer: The optimizer that they are for; one with `clips_the_sum` does so itself.
+    """
+    inner = _without_loss_scale(optimizer)
+    bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
+    if bounds == (None, None, None) or getattr(inner, "clips_the_sum", False):
+        return gradients
+    scale = optimizer.scale_loss(tf.constant(1.0))
+    clipped = inner._clip_gradients(
+        [each / tf.cast(scale, each.dtype) for each in _summed(gradients)]
+    )
+    # Each replica gives an equal part, which is within the bound.
+    part = scale / tf.distribute.get_strategy().num_replicas_in_sync
+    return [each * tf.cast(part, each.dtype) for each in clipped]
+
+
+def _summed(values):
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _without_loss_scale(optimizer):
+    return getattr(optimizer, "inner_optimizer", optimizer)
