@@ -158,12 +158,12 @@ def _keras_stages(model):
 
 
 def _torch_outputs(module, images):
-    import torch
-
     modules = dict(getattr(module, "named_modules", dict)())  # whatever else: none
     name = next((each for each in _TORCH_STAGES if each(1) in modules), None)
     if name is None:
         raise _no_stages(type(module), [name(1) for name in _TORCH_STAGES])
+    import torch
+
     outputs, was_training, stage = {}, module.training, 1
     hooks = []
     while name(stage) in modules:
