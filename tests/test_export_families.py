@@ -15,6 +15,8 @@ from keras_resnet.export.inference import inference_model
 from keras_resnet.export.layer_errors import measure_layer_errors
 from keras_resnet.surgery import fold_batch_norm
 
+pytestmark = pytest.mark.parity  # of LiteRT; the fast tests have `test_export.py`
+
 FORMATS = {"float32": None, "int8": "int8"}
 
 

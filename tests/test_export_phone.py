@@ -14,6 +14,8 @@ from exported import IMAGES, RAW
 
 from keras_resnet import export
 
+pytestmark = pytest.mark.parity  # of LiteRT; the fast tests have `test_export.py`
+
 runtime = importlib.import_module("keras_resnet.export.runtime")
 
 # What `pip install ai-edge-litert` would bring, as far as its interpreter imports it.

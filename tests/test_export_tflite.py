@@ -19,6 +19,8 @@ from keras_resnet import export
 from keras_resnet.export import ExportMismatch, ExportReport, Tolerance, ranges
 from keras_resnet.export.conversion import as_convolution
 
+pytestmark = pytest.mark.parity  # of LiteRT; the fast tests have `test_export.py`
+
 # The function of this module hides the module itself behind its name.
 tflite_module = importlib.import_module("keras_resnet.export.tflite")
 
