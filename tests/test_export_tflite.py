@@ -239,7 +239,9 @@ def test_a_damaged_layer_is_found_and_named(model, tmp_path, monkeypatch):
     assert report.worst_layers(1)[0][0] == "stage2_block1_conv2"
     for how in (request, {"examples": IMAGES}):  # in integers, and in float32
         with pytest.raises(
-            ExportMismatch, match=r"'stage2_block1_conv2' is furthest from its float32 outputs: by"
+            ExportMismatch,
+            match=r" images\. The layer 'stage2_block1_conv2' is furthest from its float32 "
+            "outputs: by ",
         ):
             export.tflite(
                 model, tmp_path / "m.tflite", tolerance=Tolerance(clear_disagreements=-1.0), **how

@@ -40,8 +40,8 @@ def make_strategy(
     """A strategy over all local GPUs or logical devices of the CPU, a cluster, or a TPU.
 
     Without a GPU the CPU is divided into `replicas` logical devices, which is for trying out
-    what happens on several devices: it costs no accuracy and gains no speed. TensorFlow divides
-    it once, so this comes before any other use of TensorFlow in the process.
+    what happens on several devices: it costs no accuracy and gains hardly any speed. TensorFlow
+    divides it once, so this comes before any other use of TensorFlow in the process.
 
     Under the JAX backend the devices are JAX's; `XLA_FLAGS` divides a CPU there. In the scope of a
     strategy the answer is that strategy.
