@@ -168,21 +168,23 @@ class Preprocessing:
 
         Args:
             images: Tensor or array of shape `([batch,] height, width, channels)`, values 0..255.
-            size: Height and width in pixels; scalar tensors with `antialias`.
+            size: Height and width in pixels: two integers, or scalar tensors of TensorFlow.
 
         Returns:
             float32 of shape `([batch,] *size, channels)`.
         """
         if self.antialias:
             return resampling.resize(images, size, self.interpolation)
-        resized = keras.ops.image.resize(
-            _as_float32(images),
-            size,
-            interpolation=self.interpolation,
-            antialias=False,
-            data_format="channels_last",
-        )
+        images = _as_float32(images)
         # Bicubic overshoots beyond the values an image can have.
+        if resampling.is_of_tensorflow(images):
+            import tensorflow as tf
+
+            resized = tf.image.resize(images, size, self.interpolation)
+            return tf.clip_by_value(resized, 0.0, 255.0)
+        resized = keras.ops.image.resize(
+            images, size, self.interpolation, data_format="channels_last"
+        )
         return keras.ops.clip(resized, 0.0, 255.0)
 
     def adapted(
@@ -322,21 +324,17 @@ def _in_order(images, indices):
         return images
     if len(indices) == 3:
         return images[..., ::-1]
-    if _is_tensorflow(images):
+    if resampling.is_of_tensorflow(images):
         import tensorflow as tf
 
         return tf.gather(images, indices, axis=-1)
     return images[..., np.asarray(indices)]
 
 
-def _is_tensorflow(images):  # also inside tf.data on other backends
-    return type(images).__module__.startswith("tensorflow")
-
-
 def _as_float32(images):
     if isinstance(images, np.ndarray):
         return images.astype("float32", copy=False)
-    if _is_tensorflow(images):
+    if resampling.is_of_tensorflow(images):
         import tensorflow as tf
 
         return tf.cast(images, "float32")

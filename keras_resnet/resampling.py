@@ -72,11 +72,7 @@ def resize_and_crop(images, preprocessing, *, keep_fitting: bool = True):
         target = size
         if crops:
             target = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
-        if preprocessing.antialias:
-            scaled = resize(images, tuple(tf.unstack(target)), preprocessing.interpolation)
-        else:
-            scaled = tf.image.resize(images, target, preprocessing.interpolation)
-            scaled = tf.clip_by_value(scaled, 0.0, 255.0)
+        scaled = preprocessing.resize_to(images, tf.unstack(target))
         margin = tf.cast(target - size, tf.float64) / 2
         top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half to the even side
         return scaled[..., top : top + size[0], left : left + size[1], :]
@@ -84,6 +80,11 @@ def resize_and_crop(images, preprocessing, *, keep_fitting: bool = True):
     fits = tf.reduce_all(given == size) & (keep_fitting or not crops)
     fitted = tf.cond(fits, lambda: images, resized)
     return tf.ensure_shape(fitted, (*images.shape[:-3], *preprocessing.size, images.shape[-1]))
+
+
+def is_of_tensorflow(value) -> bool:
+    """Whether it is a tensor of TensorFlow, as tf.data hands over beside every backend."""
+    return type(value).__module__.startswith("tensorflow.")
 
 
 def _resize_rows(xp, images, wanted, interpolation):
@@ -103,8 +104,7 @@ def _namespace(*values):
     """NumPy, the operations of Keras, or the same of TensorFlow where that is not its backend."""
     if all(isinstance(value, (np.ndarray, np.integer, int)) for value in values):
         return np
-    of_tensorflow = any(type(value).__module__.startswith("tensorflow.") for value in values)
-    if keras.backend.backend() == "tensorflow" or not of_tensorflow:
+    if keras.backend.backend() == "tensorflow" or not any(map(is_of_tensorflow, values)):
         return ops
     import tensorflow as tf
 

@@ -377,12 +377,13 @@ batch["preprocessing"] = pipeline.Preprocessing(size=(16, 16), mean=(0.5,), std=
 x, y, w = next(iter(pipeline.evaluation_batches(digits.splits["test"], **batch)))
 assert x.shape == (4, 16, 16, 1)
 photos = np.random.default_rng(0).integers(0, 256, (2, 40, 31, 3), dtype="uint8")
-photo = pipeline.Preprocessing(size=(16, 16), resize_size=20)
-for shape in (photos.shape, (None, None, None, 3)):
-    signature = tf.TensorSpec(shape, "uint8")
-    made = tf.data.Dataset.from_generator(lambda: [photos], output_signature=signature)
-    found = next(iter(made.map(lambda images: pixels.fit(images, photo))))
-    np.testing.assert_array_equal(found, photo.resize(photos))
+for antialias in (True, False):
+    photo = pipeline.Preprocessing(size=(16, 16), resize_size=20, antialias=antialias)
+    for shape in (photos.shape, (None, None, None, 3)):
+        signature = tf.TensorSpec(shape, "uint8")
+        made = tf.data.Dataset.from_generator(lambda: [photos], output_signature=signature)
+        found = next(iter(made.map(lambda images: pixels.fit(images, photo))))
+        np.testing.assert_allclose(found, photo.resize(photos), atol=0 if antialias else 1e-4)
 """
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from keras_resnet.errors import unknown_name
 from keras_resnet.preprocessing import Preprocessing
-from training import pipeline, pixels
+from training import pipeline
 from training.splits import PARALLEL_CALLS, Split
 from training.strategy import strategy_of
 
@@ -293,7 +293,7 @@ def _with_shorter(image, length):
 
 def _resized(image, sides, preprocessing):
     """The whole image at another size, normalised."""
-    return preprocessing.normalize(pixels.resize_as(image, sides, preprocessing))
+    return preprocessing.normalize(preprocessing.resize_to(image, tf.unstack(sides)))
 
 
 def _and_mirrored(views, mirror):

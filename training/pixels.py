@@ -36,7 +36,7 @@ def resize(images, size, interpolation="bilinear", antialias=True):
 
 
 def fit(images, preprocessing: Preprocessing):
-    """`Preprocessing.resize` for images whose size is known only when they are read.
+    """`Preprocessing.resize`, but for images that are known to fit: they stay integers.
 
     Args:
         images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
@@ -46,34 +46,8 @@ def fit(images, preprocessing: Preprocessing):
         Tensor of shape `([batch,] *size, channels)`: float32, or the images themselves where their
         static size fits.
     """
-    size = tf.constant(preprocessing.size)
-    if images.shape[-3:-1] == preprocessing.size:
-        return images
-    sides = size
-    if preprocessing.resize_size is not None:
-        given = tf.shape(images)[-3:-1]
-        sides = tf.stack(preprocessing.sides_before_crop(*tf.unstack(given), tf.maximum))
-        sides = tf.where(tf.reduce_all(given == size), size, sides)
-    images = resize_as(images, sides, preprocessing)
-    margin = tf.cast(sides - size, tf.float64) / 2
-    top, left = tf.unstack(tf.cast(tf.round(margin), tf.int32))  # a half goes to the even side
-    return tf.image.crop_to_bounding_box(images, top, left, *preprocessing.size)
-
-
-def resize_as(images, sides, preprocessing: Preprocessing):
-    """Whole images at any size, by the interpolation of a preprocessing.
-
-    Args:
-        images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
-        sides: Height and width in pixels, numbers or a tensor of two.
-        preprocessing: Gives the interpolation.
-
-    Returns:
-        float32 of shape `([batch,] *sides, channels)`.
-    """
-    if preprocessing.antialias:
-        return preprocessing.resize_to(images, tuple(tf.unstack(sides)))
-    return resize(images, sides, preprocessing.interpolation, antialias=False)
+    fits = images.shape[-3:-1] == preprocessing.size
+    return images if fits else preprocessing.resize(images)
 
 
 def to_uint8(images):
