@@ -322,7 +322,7 @@ def _in_order(images, indices):
     """The channels in another order; a single one is in any."""
     if images.shape[-1] == 1 or indices == tuple(range(len(indices))):
         return images
-    if len(indices) == 3:
+    if len(indices) == 3 and keras.backend.backend() != "torch":  # which knows no negative step
         return images[..., ::-1]
     if resampling.is_of_tensorflow(images):
         import tensorflow as tf

@@ -1,7 +1,8 @@
 """Resizing with Pillow's arithmetic: the images that published networks were trained and scored on.
 
 Kernels of other libraries differ in the last bits, and their bicubic overshoots between the two
-passes, by up to 14 of 255 grey levels on photographs. Here one pass is one matrix product.
+passes, by up to 14 of 255 grey levels on photographs. Here one pass is a matrix product for every
+few rows of the result, with the rows of the image that they cover.
 """
 
 import types
@@ -11,8 +12,9 @@ import numpy as np
 from keras import ops
 
 # Half the width of each kernel, in pixels of the result; bicubic is Keys's with a = -0.5.
-SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+SUPPORT = {"bilinear": 1, "bicubic": 2}
 _PRECISION = 2.0**22  # Pillow's weights are integers over this
+_NEIGHBOURS = 16  # pixels of the result in one matrix product
 
 
 def resize(images, size, interpolation="bilinear"):
@@ -89,15 +91,15 @@ def is_of_tensorflow(value) -> bool:
 
 def _resize_rows(xp, images, wanted, interpolation):
     *batch, given, width, channels = xp.shape(images)
-    rows = xp.reshape(images, (*batch, given, width * channels))
     is_known = isinstance(given, int) and isinstance(wanted, int)
-    kernel = _kernel(np if is_known else xp, given, wanted, interpolation)
+    pixels, kernel = _kernel(np if is_known else xp, given, wanted, interpolation)
+    rows = xp.take(xp.reshape(images, (*batch, given, width * channels)), pixels, axis=-2)
     if xp is not np:
         dtype = "float32" if xp is ops and keras.backend.backend() == "jax" else "float64"
         kernel, rows = xp.cast(kernel, dtype), xp.cast(rows, dtype)
     values = xp.clip(xp.floor(xp.matmul(kernel, rows) + 0.5), 0, 255)
     values = values.astype("float32") if xp is np else xp.cast(values, "float32")
-    return xp.reshape(values, (*batch, wanted, width, channels))
+    return xp.reshape(values, (*batch, -1, width, channels))[..., :wanted, :, :]
 
 
 def _namespace(*values):
@@ -117,22 +119,31 @@ def _namespace(*values):
 
 
 def _kernel(xp, given, wanted, interpolation):
-    """Weights of shape `(wanted, given)`: how much of each pixel goes into each of the result."""
+    """How much of each pixel goes into each of the result, for few neighbours at a time.
+
+    Returns:
+        Which pixels those neighbours are made of, of shape `(blocks, covered)`, and their weights,
+        of shape `(blocks, neighbours, covered)`.
+    """
+    covered = _NEIGHBOURS * given // wanted + 2 * SUPPORT[interpolation] * -(-given // wanted) + 2
+    blocks = -(-wanted // _NEIGHBOURS)
     if xp is not np:
         given, wanted = (xp.cast(size, "float64") for size in (given, wanted))
     scale = given / wanted
     stretch = xp.maximum(scale, 1.0)  # a shrinking resize averages over all pixels it covers
     support = SUPPORT[interpolation] * stretch
-    centres = (xp.arange(wanted, dtype="float64")[:, None] + 0.5) * scale
-    pixels = xp.arange(given, dtype="float64")
-    covered = (pixels >= xp.floor(xp.maximum(centres - support + 0.5, 0.0))) & (
-        pixels < xp.floor(centres + support + 0.5)
-    )
+    numbers = xp.minimum(xp.arange(blocks * _NEIGHBOURS, dtype="float64"), wanted - 1)
+    centres = xp.reshape((numbers + 0.5) * scale, (blocks, _NEIGHBOURS, 1))
+    first = xp.floor(xp.maximum(centres - support + 0.5, 0.0))
+    pixels = first[:, :1] + xp.arange(covered, dtype="float64")
+    counts = (pixels >= first) & (pixels < xp.floor(centres + support + 0.5)) & (pixels < given)
     distance = xp.abs((pixels + 0.5 - centres) / stretch)
-    weights = xp.where(covered, _CURVES[interpolation](xp, distance), 0.0)
-    weights = weights / xp.sum(weights, axis=1, keepdims=True)
+    weights = xp.where(counts, _CURVES[interpolation](xp, distance), 0.0)
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     # Rounds halves away from zero.
-    return xp.sign(weights) * xp.floor(xp.abs(weights) * _PRECISION + 0.5) / _PRECISION
+    weights = xp.sign(weights) * xp.floor(xp.abs(weights) * _PRECISION + 0.5) / _PRECISION
+    pixels = xp.minimum(pixels, given - 1)[:, 0]
+    return pixels.astype("int32") if xp is np else xp.cast(pixels, "int32"), weights
 
 
 def _bilinear(xp, x):
