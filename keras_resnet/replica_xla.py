@@ -40,17 +40,26 @@ class ReplicaModel(keras.Model):
     Attributes:
         accumulation_steps: In how many parts, one after the other, each replica does its share of
             a training batch: the memory of a smaller batch, the gradient of the whole one. (Batch
-            statistics are those of a part.) The share must divide by it. Set it before `fit`.
-            Keras's own `gradient_accumulation_steps` fails under a strategy.
+            statistics are those of a part.) The share must divide by it.
     """
 
-    accumulation_steps = 1
+    _accumulation_steps = 1
+    _unreached = frozenset()  # numbers of the trainable weights that no loss asks for
 
     evaluate = _averaged_first("evaluate")
     predict = _averaged_first("predict")
     test_on_batch = _averaged_first("test_on_batch")
     save = _averaged_first("save")
     save_weights = _averaged_first("save_weights")
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self._accumulation_steps
+
+    @accumulation_steps.setter
+    def accumulation_steps(self, steps: int):
+        self._accumulation_steps = steps
+        self.train_function = None  # the next `fit` traces another
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -70,8 +79,7 @@ class ReplicaModel(keras.Model):
         """Sets every non-trainable float weight to its mean over the replicas of this process.
 
         Each replica keeps its own moving mean and variance of the images it saw, and only those of
-        the first are saved. `fit`, `evaluate`, `predict`, `test_on_batch`, `predict_on_batch`,
-        `save` and `save_weights` call this.
+        the first are saved. The methods that fit, evaluate, predict and save call this.
         """
         for weight in self.non_trainable_variables:
             copies = getattr(weight.value, "values", ())
@@ -95,17 +103,14 @@ class ReplicaModel(keras.Model):
         if not self._has_replicas and self.accumulation_steps == 1:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        learn = self._compiled(self._accumulate)
         images = _count(x)
-        if isinstance(images, int):
-            loss, y_pred, gradients = learn(x, y, sample_weight, 1.0)
-        else:
-            loss, y_pred, gradients = self._learn_from_share(learn, images, x, y, sample_weight)
-        self._loss_tracker.update_state(loss, sample_weight=images)
+        weight = sharing.weight_of_loss(images, self.loss, sample_weight)
+        loss, y_pred, gradients = self._learn_from_share(images, weight, (x, y, sample_weight))
+        self._loss_tracker.update_state(loss, sample_weight=weight)
         if gradients:
-            if self._has_replicas:
-                gradients = sharing.finite_together(gradients, self.optimizer)
-                gradients = sharing.clipped_together(gradients, self.optimizer)
+            gradients = sharing.together(gradients, self.optimizer)
+            for number in self._unreached:
+                gradients[number] = None
             self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
         return self._logs(x, y, y_pred, sample_weight)
 
@@ -122,7 +127,8 @@ class ReplicaModel(keras.Model):
             return self._unscaled(loss), y_pred
 
         loss, y_pred = self._of_share(score, x, y, sample_weight)
-        self._loss_tracker.update_state(loss, sample_weight=_count(x))
+        weight = sharing.weight_of_loss(_count(x), self.loss, sample_weight)
+        self._loss_tracker.update_state(loss, sample_weight=weight)
         return self._logs(x, y, y_pred, sample_weight)
 
     def predict_step(self, data):
@@ -165,7 +171,7 @@ class ReplicaModel(keras.Model):
         start = (
             0,
             0.0,
-            [tf.zeros_like(weight.value) for weight in self.trainable_weights],
+            self._zeros(),
             [tf.TensorArray(output.dtype, parts) for output in outputs],
         )
         if self._is_synchronized:
@@ -192,33 +198,31 @@ class ReplicaModel(keras.Model):
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
             )
             scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
-        # Zeros where the loss asks for nothing: shares without images give as many gradients.
-        gradients = tape.gradient(
-            scaled,
-            [weight.value for weight in self.trainable_weights],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        gradients = tape.gradient(scaled, [weight.value for weight in self.trainable_weights])
+        self._unreached = frozenset(i for i, each in enumerate(gradients) if each is None)
+        # Zeros all the same: shares without images give as many gradients.
+        gradients = [zero if each is None else each for each, zero in zip(gradients, self._zeros())]
         return self._unscaled(loss), y_pred, gradients
 
-    def _learn_from_share(self, learn, images, x, y, sample_weight):
-        """`learn` where the replicas may have different numbers of images, or none."""
-        total = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, tf.cast(images, tf.float32)
-        )
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        share = tf.cast(images, tf.float32) * replicas / total
+    def _zeros(self):
+        return [tf.zeros_like(weight.value) for weight in self.trainable_weights]
+
+    def _learn_from_share(self, images, weight, data):
+        """`_accumulate` where the replicas may have different numbers of images, or none."""
+        learn = self._compiled(self._accumulate)
+        if isinstance(images, int):
+            return learn(*data, 1.0)
+        share = tf.cast(weight, tf.float32) / sharing.even_share(images)
         if self._is_synchronized:
             tf.debugging.assert_positive(
                 images,
                 "A replica got no images, and synchronised batch normalisation needs some on each. "
                 "Expected batches of at least one image per replica: drop_remainder=True.",
             )
-            return learn(x, y, sample_weight, share)
-
-        def nothing():
-            return *self._nothing(), [tf.zeros_like(each.value) for each in self.trainable_weights]
-
-        return tf.cond(images > 0, lambda: learn(x, y, sample_weight, share), nothing)
+            return learn(*data, share)
+        return tf.cond(
+            images > 0, lambda: learn(*data, share), lambda: (*self._nothing(), self._zeros())
+        )
 
     def _of_share(self, function, x, *others):
         """`function` of a batch, which gives a loss and predictions, if this replica has images.

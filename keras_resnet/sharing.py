@@ -30,7 +30,12 @@ class _Spread(keras.losses.Loss):
 
 
 def _spread(loss):
-    """A loss with one value per image; names, and losses that are sums, stay as they are."""
+    """A loss with one value per image; losses that are sums stay as they are."""
+    if isinstance(loss, str) and loss.lower() not in ("crossentropy", "ce"):
+        found = _spread(keras.losses.get(loss))
+        if not isinstance(found, keras.losses.Loss):
+            found.__name__ = loss  # in the names of what Keras logs
+        return found
     if isinstance(loss, keras.losses.Loss):
         is_mean = loss.reduction in _MEANS and type(loss).__call__ is keras.losses.Loss.__call__
         return _Spread(loss) if is_mean else loss
@@ -52,12 +57,56 @@ def check_parts(losses, parts: int) -> None:
         losses: What `compile` took.
         parts: How many.
     """
-    if any(getattr(loss, "reduction", None) == "sum" for loss in keras.tree.flatten(losses)):
+    if "sum" in _reductions(losses):
         raise ValueError(
             "A sum over the images of a batch is not the mean of its parts. Expected losses with "
             "another reduction, or accumulation_steps=1. Received: reduction='sum' with "
             f"accumulation_steps={parts}."
         )
+
+
+def weight_of_loss(images, losses, sample_weight=None):
+    """How many images the loss of a replica stands for, among those of the other replicas.
+
+    Args:
+        images: Number of images that it has: an integer where all replicas have as many, otherwise
+            a tensor.
+        losses: What `compile` took.
+        sample_weight: Weights of the images, or `None`.
+
+    Returns:
+        As many for means over the images, those of an even share for sums.
+
+    Raises:
+        ValueError: If shares may be uneven, and some losses are sums and others means; or for means
+            over the weights.
+    """
+    reductions = _reductions(losses)
+    if sample_weight is not None and "mean_with_sample_weight" in reductions:
+        raise ValueError(
+            "A mean over the weights of a batch is not that of the means of its shares. Expected "
+            "reduction='sum_over_batch_size', one replica without parts, or no sample weights. "
+            "Received: reduction='mean_with_sample_weight'."
+        )
+    if isinstance(images, int) or "sum" not in reductions:
+        return images
+    if reductions != {"sum"}:
+        raise ValueError(
+            "Shares of a batch that may be uneven weigh differently in sums and in means over "
+            "images. Expected one reduction for all losses, or drop_remainder=True. Received: "
+            "reduction='sum' and others."
+        )
+    return even_share(images)
+
+
+def even_share(images):
+    """How many images each replica would have if all had as many: a float32 tensor.
+
+    Args:
+        images: Number of images that this replica has: a tensor.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return _summed(tf.cast(images, tf.float32)) / replicas
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
@@ -81,14 +130,24 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
             )
 
 
-def finite_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
+def together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
+    """The gradients of one replica, such that the optimizer does with them what it does with all.
+
+    It skips a step where those of any replica overflow, and clips the gradient of the whole batch.
+
+    Args:
+        gradients: Those of the replica in whose context this is called.
+        optimizer: The optimizer that they are for.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return gradients
+    return _clipped_together(_finite_together(gradients, optimizer), optimizer)
+
+
+def _finite_together(gradients, optimizer):
     """The gradients, or NaN for the first where those of any replica are infinite or NaN.
 
     To skip a step that overflows, Keras's loss scaling looks at those of the first replica.
-
-    Args:
-        gradients: Those of one replica, in whose context this is called.
-        optimizer: The optimizer that they are for.
     """
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return gradients
@@ -98,14 +157,11 @@ def finite_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> l
     return [tf.where(overflows > 0, tf.cast(math.nan, first.dtype), first), *others]
 
 
-def clipped_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
+def _clipped_together(gradients, optimizer):
     """The gradients, such that their sum over the replicas is what the optimizer clips it to.
 
-    Keras clips the part of each replica and then adds them up, to as many times the bound.
-
-    Args:
-        gradients: Those of one replica, in whose context this is called.
-        optimizer: The optimizer that they are for; one with `clips_the_sum` does so itself.
+    Keras clips the part of each replica and then adds them up, to as many times the bound. An
+    optimizer with `clips_the_sum` does so itself.
     """
     inner = _without_loss_scale(optimizer)
     bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
@@ -118,6 +174,12 @@ def clipped_together(gradients: list, optimizer: keras.optimizers.Optimizer) -> 
     # Each replica gives an equal part, which is within the bound.
     part = scale / tf.distribute.get_strategy().num_replicas_in_sync
     return [each * tf.cast(part, each.dtype) for each in clipped]
+
+
+def _reductions(losses):
+    """Of losses that say one; functions and names stand for means."""
+    present = [loss for loss in keras.tree.flatten(losses) if loss is not None]
+    return {getattr(loss, "reduction", "mean") for loss in present}
 
 
 def _summed(values):

@@ -303,11 +303,26 @@ def test_single_batches_are_answered_once_and_by_averaged_statistics():
     assert model.test_on_batch(images, labels) == pytest.approx(loss, rel=1e-5)
 
 
-def test_weights_that_the_loss_does_not_reach_stay():
+@pytest.mark.parametrize(
+    ("parts", "jit_compile", "even"),
+    [
+        (1, False, False),
+        pytest.param(1, True, False, marks=pytest.mark.slow),
+        (2, False, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_weights_that_the_loss_does_not_reach_stay(parts, jit_compile, even):
     head = keras.layers.Dense(1, kernel_initializer="ones")
-    model = untrained(head, loss=["sparse_categorical_crossentropy", None], **NO_STATISTICS)
+    model = untrained(head, **NO_STATISTICS)
     before = model.get_weights()
-    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    model.compile(
+        keras.optimizers.SGD(0.01, weight_decay=0.5),
+        ["sparse_categorical_crossentropy", None],
+        jit_compile=jit_compile,
+    )
+    model.accumulation_steps = parts
+    images, labels = (part[: None if even else UNEVEN] for part in images_and_labels())
     model.fit(images, (labels, labels), batch_size=BATCH, verbose=0)
     np.testing.assert_array_equal(head.kernel, np.ones((32, 1)))
     assert max(np.abs(old - new).max() for old, new in zip(before, model.get_weights())) > 1e-3
@@ -347,6 +362,7 @@ class MeanCrossEntropy(keras.losses.Loss):
         {"jit_compile": True},
         {"loss": mean_cross_entropy},
         {"loss": MeanCrossEntropy()},
+        {"loss": keras.losses.SparseCategoricalCrossentropy(reduction="sum")},
         {"optimizer": keras.optimizers.SGD(0.1, clipnorm=0.01)},
         {"optimizer": keras.optimizers.SGD(0.1, clipvalue=0.001)},
         {
@@ -355,7 +371,7 @@ class MeanCrossEntropy(keras.losses.Loss):
             )
         },
     ],
-    ids=["xla", "function", "object", "clipnorm", "clipvalue", "scaled_clipnorm"],
+    ids=["xla", "function", "object", "sum", "clipnorm", "clipvalue", "scaled_clipnorm"],
 )
 def test_losses_and_gradients_are_those_of_the_whole_batch(arguments):
     optimizer = arguments.get("optimizer", keras.optimizers.SGD())
@@ -367,6 +383,44 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(arguments):
     images, labels = (part[:UNEVEN] for part in images_and_labels())
     scores = [model.evaluate(images, labels, batch_size=BATCH, verbose=0) for model in (one, two)]
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+
+
+def test_a_loss_of_one_number_goes_by_its_name_too():
+    images, labels = (part[: BATCH // 2] for part in images_and_labels())
+    images, labels = np.concatenate([images] * 2), np.eye(10)[np.concatenate([labels] * 2)]
+    one, two = (small(replicas) for replicas in (1, 2))
+    two.set_weights(one.get_weights())
+    for model in (one, two):  # with the same images on both replicas, the mean of two is the whole
+        model.compile("sgd", "dice")
+        model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0)
+    assert largest_difference(one, two) < 1e-6
+
+
+def test_sums_and_means_of_shares_that_may_be_uneven_are_refused():
+    loss = [keras.losses.SparseCategoricalCrossentropy(reduction="sum"), "mse"]
+    model = untrained(keras.layers.Dense(1), loss=loss, **NO_STATISTICS)
+    images, labels = (part[:UNEVEN] for part in images_and_labels())
+    with pytest.raises(ValueError, match="Expected one reduction for all losses"):
+        model.fit(images, (labels, labels), batch_size=BATCH, verbose=0)
+
+
+@pytest.mark.parametrize(("replicas", "parts"), [(2, 1), (1, 2)])
+def test_means_over_weights_are_not_shared(replicas, parts):
+    model = small(replicas)
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight")
+    model.accumulation_steps = parts
+    model.compile("sgd", loss)
+    images, labels = images_and_labels()
+    with pytest.raises(ValueError, match="Received: reduction='mean_with_sample_weight'"):
+        model.fit(images, labels, sample_weight=labels / 9, batch_size=BATCH, verbose=0)
+    model.fit(images, labels, batch_size=BATCH, verbose=0)
+
+
+def test_parts_may_change_between_two_fits():
+    model = small(1)
+    model.accumulation_steps = 3
+    with pytest.raises(tf.errors.InvalidArgumentError, match="accumulation_steps=3"):
+        model.fit(*images_and_labels(), batch_size=BATCH, verbose=0)
 
 
 @pytest.mark.parametrize("option", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
