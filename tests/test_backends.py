@@ -1,4 +1,4 @@
-"""The same builders on JAX give the same outputs as on TensorFlow, for the same weights."""
+"""The same builders on JAX and PyTorch give the outputs of TensorFlow, for the same weights."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ import reference
 
 import keras_resnet
 
-pytest.importorskip("jax", reason="needs JAX: make parity")
 pytestmark = pytest.mark.parity
 
 # Blocks per stage, and what differs from the row.
@@ -39,25 +38,28 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, "tests")
 import keras, numpy as np
-from test_jax import build
+from test_backends import build
 
 folder, networks = sys.argv[1], json.loads(sys.argv[2])
-assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
+assert "tensorflow" not in sys.modules
 images = np.load(folder + "/images.npy")
 for key, row in networks.items():
     model = build(*row)
     model.load_weights(folder + "/" + key + ".weights.h5")
-    np.save(folder + "/" + key, model.predict(images, verbose=0))
-    model.save(folder + "/" + key + ".keras")
+    made = folder + "/" + key
+    np.save(made, model.predict(images, verbose=0))
+    model.save(made + ".keras")
     if key == "zero_padding":
-        assert np.isfinite(model(images, training=True)).all()
+        outputs = keras.ops.convert_to_numpy(model(images, training=True))
+        assert np.isfinite(outputs).all()
 """
 
 
-@pytest.fixture(scope="module")
-def on_jax(tmp_path_factory):
-    """The networks, their outputs on TensorFlow, and the folder with what JAX makes of them."""
-    folder = tmp_path_factory.mktemp("jax")
+@pytest.fixture(scope="module", params=["jax", "torch"])
+def on_another(request, tmp_path_factory):
+    """The networks' outputs on TensorFlow, and where those of another backend lie, by the key."""
+    pytest.importorskip(request.param, reason=f"needs {request.param}: make parity")
+    folder = tmp_path_factory.mktemp(request.param)
     images = np.random.default_rng(0).normal(size=(2, 17, 24, 3)).astype("float32")
     np.save(folder / "images.npy", images)
     outputs = {}
@@ -70,7 +72,8 @@ def on_jax(tmp_path_factory):
         outputs[key] = keras.ops.convert_to_numpy(model(images))
     subprocess.run(
         [sys.executable, "-c", SCRIPT, folder, json.dumps(NETWORKS)],
-        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST},
+        env=os.environ
+        | {"KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST},
         cwd=pathlib.Path(__file__).parents[1],
         check=True,
     )
@@ -78,16 +81,16 @@ def on_jax(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", NETWORKS)
-def test_outputs_are_those_of_tensorflow(on_jax, key):
-    folder, _, outputs = on_jax
+def test_outputs_are_those_of_tensorflow(on_another, key):
+    folder, _, outputs = on_another
     scale = np.abs(outputs[key]).max()
     assert scale > 0.1
     np.testing.assert_allclose(np.load(folder / f"{key}.npy"), outputs[key], atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("key", ["zero_padding", "bottleneck"])
-def test_a_model_saved_on_jax_loads_on_tensorflow(on_jax, key):
-    folder, images, outputs = on_jax
+def test_a_model_saved_there_loads_on_tensorflow(on_another, key):
+    folder, images, outputs = on_another
     model = keras.models.load_model(folder / f"{key}.keras")
     assert isinstance(model, keras_resnet.ResNet)
     np.testing.assert_allclose(model(images), outputs[key], rtol=1e-5, atol=1e-5)
