@@ -134,7 +134,7 @@ class Preprocessing:
         """
         given = tuple(images.shape[-3:-1])
         if None in given:
-            return resampling.resize_and_crop(_as_float32(images), self, keep_fitting=keep_fitting)
+            return resampling.resize_and_crop(images, self, keep_fitting=keep_fitting)
         if given == self.size and (keep_fitting or self.resize_size is None):
             return _as_float32(images)
         if self.resize_size is None:

@@ -57,7 +57,7 @@ def resize_and_crop(images, preprocessing, *, keep_fitting: bool = True):
     """`Preprocessing.resize` for TensorFlow's images, whose size is known only when they arrive.
 
     Args:
-        images: float32 tensor of shape `([batch,] height, width, channels)`, values 0..255.
+        images: Tensor of shape `([batch,] height, width, channels)`, values 0..255.
         preprocessing: To what size, and how.
         keep_fitting: Whether images of that size stay as they are.
 
@@ -80,7 +80,7 @@ def resize_and_crop(images, preprocessing, *, keep_fitting: bool = True):
         return scaled[..., top : top + size[0], left : left + size[1], :]
 
     fits = tf.reduce_all(given == size) & (keep_fitting or not crops)
-    fitted = tf.cond(fits, lambda: images, resized)
+    fitted = tf.cond(fits, lambda: tf.cast(images, "float32"), resized)
     return tf.ensure_shape(fitted, (*images.shape[:-3], *preprocessing.size, images.shape[-1]))
 
 
