@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable
+from numbers import Integral
 
 import keras
 from keras import layers
@@ -287,12 +288,13 @@ def _with_channels(size, channels):
 
 def _check_input_shape(variant, input_shape):
     """A shape must name its channels, and leave more than one pixel to the last stage."""
-    if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
+    sides = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+    if len(sides) != 3 or not all(isinstance(side, Integral | None) for side in sides):
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
         )
     axis = 0 if keras.config.image_data_format() == "channels_first" else 2
-    if not input_shape[axis]:
+    if not (sides[axis] or 0) > 0:
         raise ValueError(
             "The number of input channels must be known. Expected it on axis "
             f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
@@ -300,8 +302,7 @@ def _check_input_shape(variant, input_shape):
         )
     stride = output_strides(variant)[0]
     smallest = min(stride // 2, variant.output_stride or stride) + 1
-    sides = [side for position, side in enumerate(input_shape) if position != axis]
-    if any(side is not None and side < smallest for side in sides):
+    if any(side is not None and side < smallest for side in sides[:axis] + sides[axis + 1 :]):
         raise ValueError(
             f"Input size must be at least {smallest}x{smallest}, or the last stage of "
             f"{variant.name} sees a single pixel. Received: input_shape={tuple(input_shape)}"

@@ -140,6 +140,15 @@ def test_members_of_an_ensemble_are_not_lost(model, saved, tmp_path):
     assert not path.exists()
 
 
+def test_integers_are_not_lost(model, saved, tmp_path):
+    path = tmp_path / "quantised.safetensors"
+    model.quantize("int8")
+    for act in (lambda: save_weights(model, path), lambda: load_weights(model, saved)):
+        with pytest.raises(ValueError, match=r"quantised in {'predictions': 'int8'}.*model\.save"):
+            act()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("save", [save_weights, save_torch])
 def test_another_ending_is_refused(model, tmp_path, save):
     """`torch.load` of such a file fails without saying why."""
