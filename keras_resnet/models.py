@@ -46,17 +46,19 @@ class ResNet(_base_model()):
         name: Name of the model.
         variant: The resolved `Variant`, or its fields as a dict.
         preprocessing: The `Preprocessing` its images go through, or its fields as a dict.
+        dtype: Dtype policy, by which `compile` scales the loss; default: Keras's setting.
     """
 
-    def __init__(self, inputs, outputs, name=None, *, variant=None, preprocessing=None, **kwargs):
+    def __init__(
+        self, inputs, outputs, name=None, *, variant=None, preprocessing=None, dtype=None, **kwargs
+    ):
         _permit_depth(outputs)
         super().__init__(inputs, outputs, name=name, **kwargs)
-        if isinstance(preprocessing, dict):
-            preprocessing = Preprocessing(**preprocessing)
-        if isinstance(variant, dict):
-            variant = _variant_from_dict(variant)
-        self.variant = variant
-        self.preprocessing = preprocessing
+        is_dict = isinstance(preprocessing, dict)
+        self.preprocessing = Preprocessing(**preprocessing) if is_dict else preprocessing
+        self.variant = _variant_from_dict(variant) if isinstance(variant, dict) else variant
+        if dtype is not None:
+            self.dtype_policy = dtype
 
     @property
     def pyramid_outputs(self) -> dict:
@@ -90,7 +92,7 @@ class ResNet(_base_model()):
         for key in ("variant", "preprocessing"):
             record = getattr(self, key)
             config[key] = record and dataclasses.asdict(record)
-        return config
+        return config | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)}
 
 
 def build(
@@ -127,9 +129,8 @@ def build(
         classifier_activation: Activation of the classifier; `None` gives logits. Always float32
             (or wider), whatever the dtype policy.
         name: Name of the model.
-        **options: Fields of the `Variant` to replace: `shortcut`, `activation_order`,
-            `stride_in_1x1`, `output_stride`, `survival_probability`, `zero_init_residual`,
-            `conv_bias`.
+        **options: Fields of the `Variant` to replace, of `keras_resnet.OPTIONS`: `shortcut`,
+            `output_stride`, `survival_probability`, ...
 
     Returns:
         A `ResNet` that maps `(batch, height, width, channels)` to `(batch, classes)`; without the

@@ -182,6 +182,8 @@ def test_a_new_classifier_is_a_plain_one(change):
 def test_there_must_be_a_classifier():
     with pytest.raises(ValueError, match="no classifier to replace"):
         new_classifier(network(include_top=False), 5)
+    with pytest.raises(ValueError, match=r"The model has no graph.*'network\.keras'"):
+        new_classifier("network.keras", 5)
 
 
 @pytest.mark.parametrize("classes", [0, "3", 2.0])

@@ -32,7 +32,7 @@ def new_classifier(model: keras.Model, classes: int) -> keras.Model:
         ValueError: If the model has no classifier, or there can be none of so many classes.
     """
     check_classes(classes)
-    head = model.layers[-1]
+    head = functional(model).layers[-1]
     if not isinstance(head, keras.layers.Dense):
         raise ValueError(
             "There is no classifier to replace. Expected a model that ends in a dense layer. "

@@ -47,8 +47,8 @@ def weights_by_path(model: keras.Model) -> dict:
     """The variables of a model by path, without the states of random generators.
 
     Raises:
-        ValueError: If two have the same path, as in an ensemble: one of them would be lost. Or if
-            some are integers, after `quantize`.
+        ValueError: If there are none; if two have the same path, as in an ensemble: one of them
+            would be lost; or if some are integers, after `quantize`.
     """
     modes = {layer.name: layer.quantization_mode for layer in model._flatten_layers()}
     quantized = {name: mode for name, mode in modes.items() if mode is not None}
@@ -59,6 +59,11 @@ def weights_by_path(model: keras.Model) -> dict:
             "`model.quantize`, or save the whole by model.save(path)."
         )
     weights = [weight for weight in model.weights if keras.backend.is_float_dtype(weight.dtype)]
+    if not weights:
+        raise ValueError(
+            "There are no weights. Expected a model that is built, `model.build(shape)`, and has "
+            f"layers with weights. Received: {model.name!r}."
+        )
     by_path = {weight.path: weight for weight in weights}
     if len(by_path) < len(weights):
         paths = [weight.path for weight in weights]
