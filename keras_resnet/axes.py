@@ -1,6 +1,7 @@
 """Where a network stands on each axis: which options there are, and which go together."""
 
 import dataclasses
+import numbers
 
 from keras_resnet.blocks import ATTENTIONS, SE_REDUCTION
 from keras_resnet.errors import unknown_name
@@ -61,6 +62,7 @@ def resolve(variant, options) -> Variant:
     for option in options:
         if option not in OPTIONS:
             raise TypeError(str(unknown_name("option", option, OPTIONS)))
+    _check_kinds(options)
     variant = dataclasses.replace(variant, **options)
     for axis, table in AXES.items():
         if getattr(variant, axis) not in table:
@@ -78,6 +80,21 @@ def resolve(variant, options) -> Variant:
     _check_identity_start(variant)
     _check_block(variant)
     return variant
+
+
+def _check_kinds(options):
+    """Words such as "False" count as true, and are no numbers."""
+    for option, value in options.items():
+        default = getattr(Variant, option)
+        if isinstance(default, bool) and value not in (True, False):
+            expected = "True or False"
+        elif isinstance(default, float) and not isinstance(value, numbers.Real):
+            expected = "a number"
+        else:
+            continue
+        raise ValueError(
+            f"`{option}` is of another kind. Expected {expected}. Received: {option}={value!r}"
+        )
 
 
 def _check_block(variant):

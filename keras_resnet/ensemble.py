@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_resnet.models import ResNet
 from keras_resnet.surgery.classifying import gives_logits
-from keras_resnet.surgery.graph import copy_weights
+from keras_resnet.surgery.graph import copy_weights, functional
 
 
 def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
@@ -41,6 +41,8 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
             "An ensemble needs at least two members. Expected a list of models. "
             f"Received: {len(models)} of them"
         )
+    for model in models:
+        functional(model)  # or an error that says what is wrong
     for what in ("input_shape", "output_shape", "preprocessing"):
         values = [getattr(model, what, None) for model in models]
         if any(value != values[0] for value in values):

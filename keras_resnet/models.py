@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable
+from numbers import Integral
 
 import keras
 from keras import layers
@@ -45,17 +46,19 @@ class ResNet(_base_model()):
         name: Name of the model.
         variant: The resolved `Variant`, or its fields as a dict.
         preprocessing: The `Preprocessing` its images go through, or its fields as a dict.
+        dtype: Dtype policy, by which `compile` scales the loss; default: Keras's setting.
     """
 
-    def __init__(self, inputs, outputs, name=None, *, variant=None, preprocessing=None, **kwargs):
+    def __init__(
+        self, inputs, outputs, name=None, *, variant=None, preprocessing=None, dtype=None, **kwargs
+    ):
         _permit_depth(outputs)
         super().__init__(inputs, outputs, name=name, **kwargs)
-        if isinstance(preprocessing, dict):
-            preprocessing = Preprocessing(**preprocessing)
-        if isinstance(variant, dict):
-            variant = _variant_from_dict(variant)
-        self.variant = variant
-        self.preprocessing = preprocessing
+        is_dict = isinstance(preprocessing, dict)
+        self.preprocessing = Preprocessing(**preprocessing) if is_dict else preprocessing
+        self.variant = _variant_from_dict(variant) if isinstance(variant, dict) else variant
+        if dtype is not None:
+            self.dtype_policy = dtype
 
     @property
     def pyramid_outputs(self) -> dict:
@@ -89,7 +92,7 @@ class ResNet(_base_model()):
         for key in ("variant", "preprocessing"):
             record = getattr(self, key)
             config[key] = record and dataclasses.asdict(record)
-        return config
+        return config | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)}
 
 
 def build(
@@ -126,9 +129,8 @@ def build(
         classifier_activation: Activation of the classifier; `None` gives logits. Always float32
             (or wider), whatever the dtype policy.
         name: Name of the model.
-        **options: Fields of the `Variant` to replace: `shortcut`, `activation_order`,
-            `stride_in_1x1`, `output_stride`, `survival_probability`, `zero_init_residual`,
-            `conv_bias`.
+        **options: Fields of the `Variant` to replace, of `keras_resnet.OPTIONS`: `shortcut`,
+            `output_stride`, `survival_probability`, ...
 
     Returns:
         A `ResNet` that maps `(batch, height, width, channels)` to `(batch, classes)`; without the
@@ -287,12 +289,13 @@ def _with_channels(size, channels):
 
 def _check_input_shape(variant, input_shape):
     """A shape must name its channels, and leave more than one pixel to the last stage."""
-    if not isinstance(input_shape, Iterable) or len(input_shape) != 3:
+    sides = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+    if len(sides) != 3 or not all(isinstance(side, Integral | None) for side in sides):
         raise ValueError(
             f"`input_shape` must be a tuple of three integers. Received: input_shape={input_shape}"
         )
     axis = 0 if keras.config.image_data_format() == "channels_first" else 2
-    if not input_shape[axis]:
+    if not (sides[axis] or 0) > 0:
         raise ValueError(
             "The number of input channels must be known. Expected it on axis "
             f"{axis} of `input_shape` ({keras.config.image_data_format()}). "
@@ -300,8 +303,7 @@ def _check_input_shape(variant, input_shape):
         )
     stride = output_strides(variant)[0]
     smallest = min(stride // 2, variant.output_stride or stride) + 1
-    sides = [side for position, side in enumerate(input_shape) if position != axis]
-    if any(side is not None and side < smallest for side in sides):
+    if any(side is not None and side < smallest for side in sides[:axis] + sides[axis + 1 :]):
         raise ValueError(
             f"Input size must be at least {smallest}x{smallest}, or the last stage of "
             f"{variant.name} sees a single pixel. Received: input_shape={tuple(input_shape)}"

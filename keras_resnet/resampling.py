@@ -97,7 +97,9 @@ def _resize_rows(xp, images, wanted, interpolation):
     if xp is not np:
         dtype = "float32" if xp is ops and keras.backend.backend() == "jax" else "float64"
         kernel, rows = xp.cast(kernel, dtype), xp.cast(rows, dtype)
-    values = xp.clip(xp.floor(xp.matmul(kernel, rows) + 0.5), 0, 255)
+    # Keras's `matmul` and `floor` are of float32 on PyTorch; whole numbers are cut off instead.
+    values = xp.clip(kernel @ rows + 0.5, 0, 255)
+    values = values.astype("uint8") if xp is np else xp.cast(values, "uint8")
     values = values.astype("float32") if xp is np else xp.cast(values, "float32")
     return xp.reshape(values, (*batch, -1, width, channels))[..., :wanted, :, :]
 

@@ -105,6 +105,24 @@ REFUSED = [
         "`input_shape` must be a tuple of three integers. Received: input_shape=224",
     ),
     (
+        {"input_shape": "224"},
+        "`input_shape` must be a tuple of three integers. Received: input_shape=224",
+    ),
+    (
+        {"input_shape": (224, 224.0, 3)},
+        "`input_shape` must be a tuple of three integers. Received: input_shape=(224, 224.0, 3)",
+    ),
+    (
+        {"stride_in_1x1": "False"},
+        "`stride_in_1x1` is of another kind. Expected True or False. "
+        "Received: stride_in_1x1='False'",
+    ),
+    (
+        {"survival_probability": None},
+        "`survival_probability` is of another kind. Expected a number. "
+        "Received: survival_probability=None",
+    ),
+    (
         {"input_shape": (224, 224, None)},
         "The number of input channels must be known. Expected it on axis 2 of `input_shape` "
         "(channels_last). Received: input_shape=(224, 224, None)",

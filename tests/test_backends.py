@@ -13,8 +13,11 @@ import pytest
 import reference
 
 import keras_resnet
+from keras_resnet import resampling
 
 pytestmark = pytest.mark.parity
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), "uint8")
 
 # Blocks per stage, and what differs from the row.
 NETWORKS = {
@@ -38,11 +41,15 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, "tests")
 import keras, numpy as np
+from keras_resnet import resampling
 from test_backends import build
 
 folder, networks = sys.argv[1], json.loads(sys.argv[2])
 assert "tensorflow" not in sys.modules
 images = np.load(folder + "/images.npy")
+photo = np.load(folder + "/photo.npy")
+resized = resampling.resize(keras.ops.convert_to_tensor(photo), (32, 32))
+np.save(folder + "/resized", keras.ops.convert_to_numpy(resized))
 for key, row in networks.items():
     model = build(*row)
     model.load_weights(folder + "/" + key + ".weights.h5")
@@ -62,6 +69,7 @@ def on_another(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     images = np.random.default_rng(0).normal(size=(2, 17, 24, 3)).astype("float32")
     np.save(folder / "images.npy", images)
+    np.save(folder / "photo.npy", PHOTO)
     outputs = {}
     for key, row in NETWORKS.items():
         model = build(*row)
@@ -86,6 +94,13 @@ def test_outputs_are_those_of_tensorflow(on_another, key):
     scale = np.abs(outputs[key]).max()
     assert scale > 0.1
     np.testing.assert_allclose(np.load(folder / f"{key}.npy"), outputs[key], atol=1e-4 * scale)
+
+
+def test_images_are_resized_to_the_same_pixels(on_another):
+    folder, _, _ = on_another
+    differences = np.abs(np.load(folder / "resized.npy") - resampling.resize(PHOTO, (32, 32)))
+    is_exact = "torch" in folder.name  # JAX computes in float32
+    assert differences.max() <= (0 if is_exact else 1)
 
 
 @pytest.mark.parametrize("key", ["zero_padding", "bottleneck"])

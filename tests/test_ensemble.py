@@ -76,6 +76,8 @@ def test_members_that_do_not_fit(members):
     assert str(error.value) == (
         "An ensemble needs at least two members. Expected a list of models. Received: 1 of them"
     )
+    with pytest.raises(ValueError, match=r"The model has no graph.*Received: str 'member\.keras'"):
+        ensemble([members[0], "member.keras"])
     other = keras_resnet.CifarResNet(depth=8, input_shape=(8, 8, 3), classes=7)
     with pytest.raises(ValueError) as error:
         ensemble([members[0], other])

@@ -12,6 +12,7 @@ from structure import build_unallocated
 import keras_resnet
 from keras_resnet import ResNet, Variant, build
 from keras_resnet.preprocessing import CIFAR10
+from keras_resnet.surgery import new_classifier
 
 # Every kind of block, in networks small enough to run in milliseconds. Not below 16 channels: the
 # gradient of a strided 1x1 convolution of fewer overwrites memory on CPUs (oneDNN, issue 6035).
@@ -266,6 +267,18 @@ def test_saved_model_comes_back_whole(tmp_path, name, options):
         assert [w.path for w in copy.weights] == [w.path for w in model.weights]
         assert list(copy.pyramid_outputs) == list(model.pyramid_outputs)
         np.testing.assert_array_equal(run(copy, x), run(model, x))
+
+
+def test_the_policy_is_kept(tmp_path):
+    """By it `compile` scales the loss of float16, also where Keras's setting is another by now."""
+    keras.config.set_dtype_policy("mixed_float16")
+    model = built("cifar", input_shape=(16, 16, 3))
+    keras.config.set_dtype_policy("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for other in (loaded, new_classifier(loaded, 3)):
+        other.compile("sgd", "mse")
+        assert isinstance(other.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def test_weights_file_comes_back(tmp_path):

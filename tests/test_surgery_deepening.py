@@ -7,7 +7,7 @@ import sklearn.datasets
 from keras import layers
 from trained import images, look_trained, network, outputs
 
-from keras_resnet import CifarResNet20, ResNet, build
+from keras_resnet import CifarResNet20, ResNet, build, ensemble
 from keras_resnet.surgery import deepen
 
 NETWORKS = {
@@ -90,6 +90,20 @@ def test_a_backbone_in_a_classifier_is_deepened():
     deep, x = deepen(model, {"stage2": 1}), images(backbone)
     np.testing.assert_array_equal(outputs(deep, x), outputs(model, x))
     assert deep.get_layer(backbone.name).variant.blocks == (2, 2)
+
+
+def test_the_variant_is_true_where_layers_were_renamed():
+    model = network("cifar_resnet20", (2, 1))
+    for layer in model.layers:
+        layer.name = f"teacher_{layer.name}"
+    assert deepen(model, {"teacher_stage2": 1}).variant.blocks == (2, 2)
+
+
+def test_several_networks_in_one_model_are_refused():
+    """Their stages have the same names: one of them would be deepened, and both be said to be."""
+    both = ensemble([network("cifar_resnet20", (1, 1)), network("cifar_resnet20", (2, 1))])
+    with pytest.raises(ValueError, match=r"several networks.*2 times 'stage1_block1_out'"):
+        deepen(both, 1)
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_plainnet20"])

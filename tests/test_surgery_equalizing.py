@@ -140,6 +140,14 @@ def test_layers_called_twice_and_dead_channels_do_no_harm():
     np.testing.assert_allclose(outputs(equalized, x), outputs(model, x), rtol=1e-4)
 
 
+def test_channels_first_stay_as_they_are():
+    """A network of another backend, say: its weights lie as those of channels last."""
+    keras.config.set_image_data_format("channels_first")
+    model = look_trained(keras_resnet.build(SMALL["dense"], input_shape=(3, 16, 16)))
+    for old, new in zip(model.get_weights(), equalize_channels(model).get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 def test_a_resnet_stays_one():
     variant = dataclasses.replace(SMALL["pre_activation_cifar"], blocks=(1, 1))
     model = keras_resnet.build(variant, input_shape=(16, 16, 3))

@@ -167,9 +167,23 @@ def test_a_new_classifier_keeps_all_before_it():
     np.testing.assert_allclose(np.sum(other(IMAGES), axis=1), 1, atol=1e-6)  # still a softmax
 
 
+@pytest.mark.parametrize("change", ["enable_lora", "quantize"])
+def test_a_new_classifier_is_a_plain_one(change):
+    model = network()
+    head = model.layers[-1]
+    head.enable_lora(2) if change == "enable_lora" else model.quantize("int8")
+    other = new_classifier(model, 5).layers[-1]
+    assert {weight.name: weight.dtype for weight in other.weights} == {
+        "kernel": "float32",
+        "bias": "float32",
+    }
+
+
 def test_there_must_be_a_classifier():
     with pytest.raises(ValueError, match="no classifier to replace"):
         new_classifier(network(include_top=False), 5)
+    with pytest.raises(ValueError, match=r"The model has no graph.*'network\.keras'"):
+        new_classifier("network.keras", 5)
 
 
 @pytest.mark.parametrize("classes", [0, "3", 2.0])

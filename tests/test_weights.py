@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from families import small
@@ -136,6 +137,22 @@ def test_members_of_an_ensemble_are_not_lost(model, saved, tmp_path):
     both, path = keras_resnet.ensemble([model, model]), tmp_path / "both.safetensors"
     for act in (lambda: save_weights(both, path), lambda: load_weights(both, saved)):
         with pytest.raises(ValueError, match=r"'ensemble', twice: stem_conv/kernel.*one by one"):
+            act()
+    assert not path.exists()
+
+
+def test_there_must_be_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"no weights.*Received: 'unbuilt'"):
+        save_weights(
+            keras.Sequential([keras.layers.Dense(2)], name="unbuilt"), tmp_path / "a.safetensors"
+        )
+
+
+def test_integers_are_not_lost(model, saved, tmp_path):
+    path = tmp_path / "quantised.safetensors"
+    model.quantize("int8")
+    for act in (lambda: save_weights(model, path), lambda: load_weights(model, saved)):
+        with pytest.raises(ValueError, match=r"quantised in {'predictions': 'int8'}.*model\.save"):
             act()
     assert not path.exists()
 

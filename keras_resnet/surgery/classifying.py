@@ -26,21 +26,28 @@ def new_classifier(model: keras.Model, classes: int) -> keras.Model:
 
     Returns:
         A copy of the model, not compiled, whose last layer begins anew; its activation is that of
-        the old one.
+        the old one. (What `enable_lora` and `quantize` did to the old one is not.)
 
     Raises:
         ValueError: If the model has no classifier, or there can be none of so many classes.
     """
     check_classes(classes)
-    head = model.layers[-1]
+    head = functional(model).layers[-1]
     if not isinstance(head, keras.layers.Dense):
         raise ValueError(
             "There is no classifier to replace. Expected a model that ends in a dense layer. "
             f"Received: {model.name!r}, which ends in {head.name!r}. Build it with `include_top`."
         )
-    features = head.kernel.shape[0]
-    weights = [head.kernel_initializer((features, classes)), head.bias_initializer((classes,))]
-    return rewrite(model, {head: Edit({"units": classes}, weights)}, calls={})
+    weights = [head.kernel_initializer((head.input_spec.axes[-1], classes))]
+    if head.use_bias:
+        weights.append(head.bias_initializer((classes,)))
+    config = {"units": classes}
+    if head.lora_rank:
+        config["lora_rank"] = None
+    if head.quantization_mode:  # whose policy is called "int8_from_float32"
+        dtype = head.dtype_policy.name.rpartition("_from_")[2]
+        config |= {"dtype": dtype, "quantization_config": None}
+    return rewrite(model, {head: Edit(config, weights)}, calls={})
 
 
 def gives_logits(model: keras.Model) -> bool:

@@ -11,6 +11,7 @@ from keras_resnet.surgery.graph import Graph, rewrite
 from keras_resnet.surgery.identity import Template
 
 _BLOCK_END = re.compile(r"(.+)_block(\d+)_out")
+_STAGE_NUMBER = re.compile(r"\d*$")  # also where layers were renamed: "teacher_stage3"
 
 
 def deepen(model: keras.Model, blocks: int | dict[str, int]) -> keras.Model:
@@ -35,9 +36,10 @@ def deepen(model: keras.Model, blocks: int | dict[str, int]) -> keras.Model:
         A copy, not compiled. A `ResNet` stays one, with the new `blocks` in its `variant`.
 
     Raises:
-        ValueError: If the model has no graph or no such blocks, a stage or number is not possible,
-            a stage ends in its down-sampling, or a block cannot be the identity, and learn: those
-            that gate or scale their shortcut, change the width, or end their residual in a ReLU.
+        ValueError: If the model has no graph, no such blocks or those of several networks, as an
+            ensemble has; a stage or number is not possible, a stage ends in its down-sampling, or a
+            block cannot be the identity, and learn: those that gate or scale their shortcut, change
+            the width, or end their residual in a ReLU.
 
     Reference: He et al. 2015, section 1; Goyal et al. 2017, section 5.1; Chen et al. 2016
     (Net2Net), section 2.2.
@@ -57,7 +59,8 @@ def deepen(model: keras.Model, blocks: int | dict[str, int]) -> keras.Model:
 
     def change(variant):
         counts = enumerate(variant.blocks, 1)
-        blocks = (count + inserted.get(f"stage{stage}", 0) for stage, count in counts)
+        more = {_STAGE_NUMBER.search(stage)[0]: count for stage, count in inserted.items()}
+        blocks = (count + more.get(str(stage), 0) for stage, count in counts)
         return dataclasses.replace(variant, blocks=tuple(blocks))
 
     return rewrite(model, {}, calls, change)
@@ -73,6 +76,14 @@ def _last_blocks(model, graph):
         raise ValueError(
             "The model has no blocks. Expected layers called '{stage}_block{number}_out', e.g. "
             f"'stage3_block2_out'. Received: {model.name!r}, which has none."
+        )
+    names = collections.Counter(node.operation.name for node in graph.nodes)
+    twice = [name for name, count in names.items() if count > 1 and _BLOCK_END.fullmatch(name)]
+    if twice:
+        raise ValueError(
+            "The model holds several networks with blocks of the same names. Expected one network. "
+            f"Received: {model.name!r}, with {names[twice[0]]} times {twice[0]!r}. Deepen them one "
+            "by one, before they are joined."
         )
     return dict(ends)
 

@@ -32,8 +32,8 @@ def equalize_channels(model: keras.Model) -> keras.Model:
     depths would need one factor, and it grows at different rates.)
 
     Args:
-        model: Functional or built Sequential model, channels last, best with its batch
-            normalisation folded where it can be.
+        model: Functional or built Sequential model, best with its batch normalisation folded where
+            it can be. What computes with channels first stays as it is.
 
     Returns:
         A copy, not compiled, whose outputs at inference are those of `model` up to rounding.
@@ -111,8 +111,10 @@ class _Channels:
 
 
 def _writes(layer):
-    is_plain = type(layer) in CONVOLUTIONS_2D and layer.activation is keras.activations.linear
-    return is_plain and len(layer.get_weights()) == 1 + layer.use_bias
+    if type(layer) not in CONVOLUTIONS_2D or layer.data_format == "channels_first":
+        return False
+    is_linear = layer.activation is keras.activations.linear
+    return is_linear and len(layer.get_weights()) == 1 + layer.use_bias
 
 
 def _reads(layer):

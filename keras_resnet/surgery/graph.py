@@ -179,6 +179,7 @@ def rewrite(
             model.name,
             variant=model.variant and change(model.variant),
             preprocessing=model.preprocessing,
+            dtype=model.dtype_policy,
         )
 
     return copy_model(model)

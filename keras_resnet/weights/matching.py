@@ -47,9 +47,23 @@ def weights_by_path(model: keras.Model) -> dict:
     """The variables of a model by path, without the states of random generators.
 
     Raises:
-        ValueError: If two have the same path, as in an ensemble: one of them would be lost.
+        ValueError: If there are none; if two have the same path, as in an ensemble: one of them
+            would be lost; or if some are integers, after `quantize`.
     """
+    modes = {layer.name: layer.quantization_mode for layer in model._flatten_layers()}
+    quantized = {name: mode for name, mode in modes.items() if mode is not None}
+    if quantized:
+        raise ValueError(
+            "Quantised weights are no longer those of the network. Expected a model in floating "
+            f"point. Received: {model.name!r}, quantised in {quantized}. Do it before "
+            "`model.quantize`, or save the whole by model.save(path)."
+        )
     weights = [weight for weight in model.weights if keras.backend.is_float_dtype(weight.dtype)]
+    if not weights:
+        raise ValueError(
+            "There are no weights. Expected a model that is built, `model.build(shape)`, and has "
+            f"layers with weights. Received: {model.name!r}."
+        )
     by_path = {weight.path: weight for weight in weights}
     if len(by_path) < len(weights):
         paths = [weight.path for weight in weights]
