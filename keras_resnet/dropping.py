@@ -9,6 +9,7 @@ import itertools
 import keras
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.ops import control_flow_util
 
 from keras_resnet.layers import StochasticDepth
 
@@ -50,6 +51,16 @@ def find_residuals(model) -> dict:
                 residual.add(node)
         residuals[addition] = [node for node in nodes if node in residual]
     return residuals
+
+
+def is_differentiable(inputs: list) -> bool:
+    """Whether what `run` makes of these tensors has a gradient.
+
+    XLA cannot differentiate a condition around tensors of open sizes (TensorFlow 2.21), whether it
+    compiles the step of this model or of one around it.
+    """
+    for_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return not for_xla or all(tensor.shape.is_fully_defined() for tensor in inputs)
 
 
 def run(model, inputs, residuals: dict):
