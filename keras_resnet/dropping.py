@@ -23,7 +23,8 @@ def find_residuals(model) -> dict:
     Returns:
         For each addition of two, one of them a `StochasticDepth` per batch that serves nothing
         else: the nodes of its residual in the order of execution, the one of the
-        `StochasticDepth` last. Empty if there are none.
+        `StochasticDepth` last; none whose layers have activity regularisers. Empty if there are
+        none.
     """
     nodes = _nodes(model)
     consumers = {}
@@ -49,7 +50,9 @@ def find_residuals(model) -> dict:
         for node in reversed(nodes[: nodes.index(drops[0])]):
             if serves_only(node, residual):
                 residual.add(node)
-        residuals[addition] = [node for node in nodes if node in residual]
+        # A condition gives back its result alone, not the losses that layers add inside.
+        if not any(getattr(node.operation, "activity_regularizer", None) for node in residual):
+            residuals[addition] = [node for node in nodes if node in residual]
     return residuals
 
 
@@ -86,8 +89,13 @@ def run(model, inputs, residuals: dict):
     outputs = keras.tree.pack_sequence_as(
         model._outputs_struct, [values[id(tensor)] for tensor in model.outputs]
     )
-    # A list of one comes out as its tensor, as of any Functional model.
-    return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
+    return without_list(outputs)
+
+
+def without_list(outputs):
+    """A list or tuple of one output as its tensor, as it comes out of any Functional model."""
+    is_single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if is_single else outputs
 
 
 def _run_addition(addition, residual, values):

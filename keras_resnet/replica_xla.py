@@ -173,7 +173,7 @@ class ReplicaModel(keras.Model):
             )
         _, loss, gradients, predictions = state
         y_pred = keras.tree.pack_sequence_as(self.output, [array.concat() for array in predictions])
-        return loss, y_pred, gradients
+        return loss, dropping.without_list(y_pred), gradients
 
     def _loss_and_gradients(self, x, y, sample_weight, share):
         """One replica: its loss as a mean over its images, its predictions and its gradients.
@@ -236,7 +236,7 @@ class ReplicaModel(keras.Model):
         """The loss of no images, and their predictions."""
         y_pred = keras.tree.map_structure(
             lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype),
-            self.output,
+            dropping.without_list(self.output),
         )
         return 0.0, y_pred
 

@@ -435,7 +435,8 @@ def test_the_losses_of_outputs_count_every_image_the_same():
     assert logs["loss"] == pytest.approx(logs["predictions_loss"] + logs["more_loss"], rel=1e-5)
 
 
-def test_embeddings_of_uneven_shares():
+@pytest.mark.parametrize("structure", [lambda output: output, lambda output: [output]])
+def test_embeddings_and_lists_of_one_output_in_uneven_shares(structure):
     numbers = np.arange(UNEVEN) % 5
     models = []
     for replicas in (1, 2):
@@ -443,7 +444,7 @@ def test_embeddings_of_uneven_shares():
         with make_strategy(replicas).scope():
             inputs = keras.Input((1,), dtype="int32")
             outputs = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(inputs))
-            model = keras_resnet.ResNet(inputs, outputs)
+            model = keras_resnet.ResNet(inputs, structure(outputs))
             model.compile("sgd", "mse")
         model.fit(numbers, np.eye(3)[numbers % 3], batch_size=BATCH, shuffle=False, verbose=0)
         models.append(model)
