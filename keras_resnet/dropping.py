@@ -9,6 +9,7 @@ import itertools
 import keras
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.ops import control_flow_util
 
 from keras_resnet.layers import StochasticDepth
 
@@ -22,7 +23,8 @@ def find_residuals(model) -> dict:
     Returns:
         For each addition of two, one of them a `StochasticDepth` per batch that serves nothing
         else: the nodes of its residual in the order of execution, the one of the
-        `StochasticDepth` last. Empty if there are none.
+        `StochasticDepth` last; none whose layers have activity regularisers. Empty if there are
+        none.
     """
     nodes = _nodes(model)
     consumers = {}
@@ -48,8 +50,20 @@ def find_residuals(model) -> dict:
         for node in reversed(nodes[: nodes.index(drops[0])]):
             if serves_only(node, residual):
                 residual.add(node)
-        residuals[addition] = [node for node in nodes if node in residual]
+        # A condition gives back its result alone, not the losses that layers add inside.
+        if not any(getattr(node.operation, "activity_regularizer", None) for node in residual):
+            residuals[addition] = [node for node in nodes if node in residual]
     return residuals
+
+
+def is_differentiable(inputs: list) -> bool:
+    """Whether what `run` makes of these tensors has a gradient.
+
+    XLA cannot differentiate a condition around tensors of open sizes (TensorFlow 2.21), whether it
+    compiles the step of this model or of one around it.
+    """
+    for_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return not for_xla or all(tensor.shape.is_fully_defined() for tensor in inputs)
 
 
 def run(model, inputs, residuals: dict):
@@ -75,8 +89,13 @@ def run(model, inputs, residuals: dict):
     outputs = keras.tree.pack_sequence_as(
         model._outputs_struct, [values[id(tensor)] for tensor in model.outputs]
     )
-    # A list of one comes out as its tensor, as of any Functional model.
-    return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
+    return without_list(outputs)
+
+
+def without_list(outputs):
+    """A list or tuple of one output as its tensor, as it comes out of any Functional model."""
+    is_single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if is_single else outputs
 
 
 def _run_addition(addition, residual, values):

@@ -15,7 +15,6 @@ import logging
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from keras_resnet import dropping, sharing
 
@@ -37,6 +36,9 @@ def _averaged_first(name):
 class ReplicaModel(keras.Model):
     """A Keras model that trains under any `tf.distribute` strategy, with XLA or without.
 
+    What a subclass adds in its own `compute_loss` is summed over the replicas, as by Keras: it
+    divides a mean by `self.distribute_strategy.num_replicas_in_sync`.
+
     Attributes:
         accumulation_steps: In how many parts, one after the other, each replica does its share of
             a training batch: the memory of a smaller batch, the gradient of the whole one. (Batch
@@ -51,6 +53,8 @@ class ReplicaModel(keras.Model):
     test_on_batch = _averaged_first("test_on_batch")
     save = _averaged_first("save")
     save_weights = _averaged_first("save_weights")
+    get_weights = _averaged_first("get_weights")
+    export = _averaged_first("export")
 
     @property
     def accumulation_steps(self) -> int:
@@ -94,8 +98,7 @@ class ReplicaModel(keras.Model):
         if not (training and self._residuals) or self._is_synchronized:
             return super().call(inputs, training=training, mask=mask)
         standardized = self._standardize_inputs(inputs)
-        if _xla_compiles() and any(None in tensor.shape for tensor in standardized):
-            # XLA cannot differentiate a condition around tensors of open sizes (TensorFlow 2.21).
+        if not dropping.is_differentiable(standardized):
             return super().call(inputs, training=training, mask=mask)
         return dropping.run(self, standardized, self._residuals)
 
@@ -103,7 +106,7 @@ class ReplicaModel(keras.Model):
         if not self._has_replicas and self.accumulation_steps == 1:
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        images = _count(x)
+        images = sharing.count(x)
         weight = sharing.weight_of_loss(images, self.loss, sample_weight)
         loss, y_pred, gradients = self._learn_from_share(images, weight, (x, y, sample_weight))
         self._loss_tracker.update_state(loss, sample_weight=weight)
@@ -118,16 +121,13 @@ class ReplicaModel(keras.Model):
         if not self._has_replicas:
             return super().test_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        weight = sharing.weight_of_loss(sharing.count(x), self.loss, sample_weight)
 
         def score(x, y, sample_weight):
-            y_pred = self(x, training=False)
-            loss = self._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
-            )
+            y_pred, loss = self._predictions_and_loss(x, y, sample_weight, training=False)
             return self._unscaled(loss), y_pred
 
         loss, y_pred = self._of_share(score, x, y, sample_weight)
-        weight = sharing.weight_of_loss(_count(x), self.loss, sample_weight)
         self._loss_tracker.update_state(loss, sample_weight=weight)
         return self._logs(x, y, y_pred, sample_weight)
 
@@ -144,18 +144,7 @@ class ReplicaModel(keras.Model):
         if parts == 1:
             return self._loss_and_gradients(x, y, sample_weight, share)
         sharing.check_parts(self.loss, parts)
-        divides = tf.debugging.assert_equal(
-            _count(x) % parts,
-            0,
-            "A replica's share of a batch does not divide into parts. Expected a multiple of "
-            f"accumulation_steps={parts} images on each replica, of the last batch as well: "
-            "drop_remainder=True.",
-        )
-        with tf.control_dependencies([divides]):
-            data = keras.tree.map_structure(
-                lambda batch: None if batch is None else _divided(batch, parts),
-                (x, y, sample_weight),
-            )
+        data = sharing.divided((x, y, sample_weight), parts)
 
         def body(number, loss, gradients, predictions):
             part = keras.tree.map_structure(lambda all: None if all is None else all[number], data)
@@ -184,7 +173,7 @@ class ReplicaModel(keras.Model):
             )
         _, loss, gradients, predictions = state
         y_pred = keras.tree.pack_sequence_as(self.output, [array.concat() for array in predictions])
-        return loss, y_pred, gradients
+        return loss, dropping.without_list(y_pred), gradients
 
     def _loss_and_gradients(self, x, y, sample_weight, share):
         """One replica: its loss as a mean over its images, its predictions and its gradients.
@@ -193,16 +182,24 @@ class ReplicaModel(keras.Model):
         by that of an even share.
         """
         with tf.GradientTape() as tape:
-            y_pred = self(x, training=True)
-            loss = self._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-            )
+            y_pred, loss = self._predictions_and_loss(x, y, sample_weight, training=True)
             scaled = self.optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
         gradients = tape.gradient(scaled, [weight.value for weight in self.trainable_weights])
         self._unreached = frozenset(i for i, each in enumerate(gradients) if each is None)
-        # Zeros all the same: shares without images give as many gradients.
-        gradients = [zero if each is None else each for each, zero in zip(gradients, self._zeros())]
+        # Tensors all the same: shares without images give as many.
+        gradients = [
+            zero if each is None else tf.convert_to_tensor(each)
+            for each, zero in zip(gradients, self._zeros())
+        ]
         return self._unscaled(loss), y_pred, gradients
+
+    def _predictions_and_loss(self, x, y, sample_weight, training):
+        y_pred = self(x, training=training)
+        with sharing.counted(self._compile_loss, sharing.count(x)):
+            loss = self._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+            )
+        return y_pred, loss
 
     def _zeros(self):
         return [tf.zeros_like(weight.value) for weight in self.trainable_weights]
@@ -230,7 +227,7 @@ class ReplicaModel(keras.Model):
         Convolutions on nothing fail inside oneDNN.
         """
         function = self._compiled(function)
-        images = _count(x)
+        images = sharing.count(x)
         if isinstance(images, int):
             return function(x, *others)
         return tf.cond(images > 0, lambda: function(x, *others), self._nothing)
@@ -239,13 +236,23 @@ class ReplicaModel(keras.Model):
         """The loss of no images, and their predictions."""
         y_pred = keras.tree.map_structure(
             lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype),
-            self.output,
+            dropping.without_list(self.output),
         )
         return 0.0, y_pred
 
     def _unscaled(self, loss):
         """The mean over one replica's images: Keras divides by the replicas, to sum gradients."""
-        return loss * self.distribute_strategy.num_replicas_in_sync
+        return tf.cast(loss, tf.float32) * self.distribute_strategy.num_replicas_in_sync
+
+    @functools.wraps(keras.Model.compute_metrics)
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        compute = functools.partial(super().compute_metrics, x, y, y_pred, sample_weight)
+        images = sharing.count(y_pred)
+        builds = tf.distribute.in_cross_replica_context()
+        if isinstance(images, int) or builds or not self._has_replicas:
+            return compute()
+        # A metric may be a mean, which is NaN of no images.
+        return tf.cond(images > 0, compute, self.get_metrics_result)
 
     def _logs(self, x, y, y_pred, sample_weight):
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -331,20 +338,3 @@ class ReplicaModel(keras.Model):
             return
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
-
-
-def _xla_compiles():
-    """Whether what is being traced is for XLA: the step of this model, or of one around it."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-
-
-def _divided(batch, parts):
-    """With an axis for the parts in front; images that grow have their size in the step alone."""
-    shape = tf.concat([[parts, -1], tf.shape(batch)[1:]], axis=0)
-    return tf.ensure_shape(tf.reshape(batch, shape), [parts, None, *batch.shape[1:]])
-
-
-def _count(x):
-    """Number of images of a batch: an int where all replicas have as many, otherwise a tensor."""
-    first = keras.tree.flatten(x)[0]
-    return (not tf.executing_eagerly() and first.shape[0]) or tf.shape(first)[0]

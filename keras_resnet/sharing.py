@@ -1,12 +1,15 @@
 """What Keras does for each replica alone, done for the batch that they share."""
 
+import contextlib
 import functools
+import itertools
 import math
 
 import keras
 import tensorflow as tf
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+_BOUNDS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 def spread_losses(compiled) -> None:
@@ -31,6 +34,8 @@ class _Spread(keras.losses.Loss):
 
 def _spread(loss):
     """A loss with one value per image; losses that are sums stay as they are."""
+    if isinstance(loss, type):
+        loss = loss()
     if isinstance(loss, str) and loss.lower() not in ("crossentropy", "ce"):
         found = _spread(keras.losses.get(loss))
         if not isinstance(found, keras.losses.Loss):
@@ -50,6 +55,30 @@ def _spread(loss):
     return spread
 
 
+@contextlib.contextmanager
+def counted(compiled, images):
+    """Inside, the loss of each output weighs in the logs as many images as it comes from.
+
+    Keras takes its number of images from the shape, and 1 where that is open.
+
+    Args:
+        compiled: Keras's `CompileLoss`, or `None`.
+        images: Number of images.
+    """
+    metrics = compiled.metrics if compiled is not None else []
+    for metric in metrics:
+        metric.update_state = functools.partial(_update_mean, metric, images)
+    try:
+        yield
+    finally:
+        for metric in metrics:
+            del metric.update_state
+
+
+def _update_mean(metric, images, values, sample_weight):
+    keras.metrics.Mean.update_state(metric, values, sample_weight=images)
+
+
 def check_parts(losses, parts: int) -> None:
     """Raises a ValueError if a batch cannot be done in parts, whose gradients are averaged.
 
@@ -65,6 +94,42 @@ def check_parts(losses, parts: int) -> None:
         )
 
 
+def divided(data, parts: int):
+    """Tensors in their structure, with an axis for the parts in front of that for the images.
+
+    Args:
+        data: The tensors of a replica's share of a batch, the images first; `None` stays.
+        parts: How many.
+    """
+    divides = tf.debugging.assert_equal(
+        count(data) % parts,
+        0,
+        "A replica's share of a batch does not divide into parts. Expected a multiple of "
+        f"accumulation_steps={parts} images on each replica, of the last batch as well: "
+        "drop_remainder=True.",
+    )
+
+    def divide(batch):
+        if batch is None:
+            return None
+        # Images that grow have their size in the step alone.
+        shape = tf.concat([[parts, -1], tf.shape(batch)[1:]], axis=0)
+        return tf.ensure_shape(tf.reshape(batch, shape), [parts, None, *batch.shape[1:]])
+
+    with tf.control_dependencies([divides]):
+        return keras.tree.map_structure(divide, data)
+
+
+def count(data):
+    """Number of images of a batch: an int where all replicas have as many, otherwise a tensor.
+
+    Args:
+        data: Tensors whose first axis counts the images.
+    """
+    first = keras.tree.flatten(data)[0]
+    return (not tf.executing_eagerly() and first.shape[0]) or tf.shape(first)[0]
+
+
 def weight_of_loss(images, losses, sample_weight=None):
     """How many images the loss of a replica stands for, among those of the other replicas.
 
@@ -78,10 +143,16 @@ def weight_of_loss(images, losses, sample_weight=None):
         As many for means over the images, those of an even share for sums.
 
     Raises:
-        ValueError: If shares may be uneven, and some losses are sums and others means; or for means
-            over the weights.
+        ValueError: If shares may be uneven, and some losses are sums and others means; for means
+            over the weights; or for losses that are not reduced.
     """
     reductions = _reductions(losses)
+    if not reductions.isdisjoint((None, "none")):
+        raise ValueError(
+            "Losses of single images have no weight among those of other shares. Expected "
+            "reduction='sum' or 'sum_over_batch_size', or one replica without parts. Received: "
+            "reduction=None."
+        )
     if sample_weight is not None and "mean_with_sample_weight" in reductions:
         raise ValueError(
             "A mean over the weights of a batch is not that of the means of its shares. Expected "
@@ -110,18 +181,26 @@ def even_share(images):
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises a ValueError if an optimizer cannot work under a strategy.
+    """Raises a ValueError if an optimizer cannot work on several replicas.
 
     Args:
-        optimizer: An optimizer, or one that scales the loss of another. Or `None`.
+        optimizer: An optimizer, one that scales the loss of another, or one made of several. Or
+            `None`.
     """
     if optimizer is None:
         return
     optimizer = _without_loss_scale(optimizer)
-    for option, remedy in {
+    remedies = {
         "gradient_accumulation_steps": "Set `model.accumulation_steps` instead.",
         "ema_overwrite_frequency": "Use the callback `keras.callbacks.SwapEMAWeights` instead.",
-    }.items():
+    }
+    _check_options([optimizer], remedies)
+    clipping = dict.fromkeys(_BOUNDS, "A `MultiOptimizer` would clip each replica's gradient.")
+    _check_options(getattr(optimizer, "optimizers", []), remedies | clipping)
+
+
+def _check_options(optimizers, remedies):
+    for optimizer, (option, remedy) in itertools.product(optimizers, remedies.items()):
         value = getattr(optimizer, option)
         if value is not None:
             raise ValueError(
@@ -141,6 +220,7 @@ def together(gradients: list, optimizer: keras.optimizers.Optimizer) -> list:
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return gradients
+    check_optimizer(optimizer)  # again: a `MultiOptimizer` may have made its own since
     return _clipped_together(_finite_together(gradients, optimizer), optimizer)
 
 
@@ -164,8 +244,8 @@ def _clipped_together(gradients, optimizer):
     optimizer with `clips_the_sum` does so itself.
     """
     inner = _without_loss_scale(optimizer)
-    bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
-    if bounds == (None, None, None) or getattr(inner, "clips_the_sum", False):
+    bounded = any(getattr(inner, bound) is not None for bound in _BOUNDS)
+    if not bounded or getattr(inner, "clips_the_sum", False):
         return gradients
     scale = optimizer.scale_loss(tf.constant(1.0))
     clipped = inner._clip_gradients(

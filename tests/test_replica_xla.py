@@ -362,6 +362,7 @@ class MeanCrossEntropy(keras.losses.Loss):
         {"jit_compile": True},
         {"loss": mean_cross_entropy},
         {"loss": MeanCrossEntropy()},
+        {"loss": keras.losses.SparseCategoricalCrossentropy},
         {"loss": keras.losses.SparseCategoricalCrossentropy(reduction="sum")},
         {"optimizer": keras.optimizers.SGD(0.1, clipnorm=0.01)},
         {"optimizer": keras.optimizers.SGD(0.1, clipvalue=0.001)},
@@ -371,7 +372,7 @@ class MeanCrossEntropy(keras.losses.Loss):
             )
         },
     ],
-    ids=["xla", "function", "object", "sum", "clipnorm", "clipvalue", "scaled_clipnorm"],
+    ids=["xla", "function", "object", "class", "sum", "clipnorm", "clipvalue", "scaled_clipnorm"],
 )
 def test_losses_and_gradients_are_those_of_the_whole_batch(arguments):
     optimizer = arguments.get("optimizer", keras.optimizers.SGD())
@@ -404,6 +405,52 @@ def test_sums_and_means_of_shares_that_may_be_uneven_are_refused():
         model.fit(images, (labels, labels), batch_size=BATCH, verbose=0)
 
 
+def test_losses_of_single_images_are_refused():
+    with pytest.raises(ValueError, match="Received: reduction=None"):
+        small(2, loss=keras.losses.SparseCategoricalCrossentropy(reduction=None))
+
+
+def sum_of_probabilities(y_true, y_pred):
+    """1, in one number for all images."""
+    return keras.ops.mean(keras.ops.sum(y_pred, axis=-1))
+
+
+def test_metrics_of_one_number_heed_no_empty_share():
+    model = small(2, metrics=[sum_of_probabilities])
+    images, labels = images_and_labels()
+    for history in (
+        model.fit(images[:1], labels[:1], verbose=0).history,
+        model.evaluate(images[:1], labels[:1], verbose=0, return_dict=True),
+    ):
+        np.testing.assert_allclose(history["sum_of_probabilities"], 1, rtol=1e-6)
+
+
+def test_the_losses_of_outputs_count_every_image_the_same():
+    loss = ["sparse_categorical_crossentropy", "mse"]
+    model = untrained(keras.layers.Dense(1, name="more"), loss=loss, **NO_STATISTICS)
+    images, labels = (part[:3] for part in images_and_labels())
+    logs = model.evaluate(images, (labels, labels), batch_size=2, verbose=0, return_dict=True)
+    squares = (model.predict(images, verbose=0)[1][:, 0] - labels) ** 2
+    assert logs["more_loss"] == pytest.approx(squares.mean(), rel=1e-5)
+    assert logs["loss"] == pytest.approx(logs["predictions_loss"] + logs["more_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("structure", [lambda output: output, lambda output: [output]])
+def test_embeddings_and_lists_of_one_output_in_uneven_shares(structure):
+    numbers = np.arange(UNEVEN) % 5
+    models = []
+    for replicas in (1, 2):
+        random.seed(0)
+        with make_strategy(replicas).scope():
+            inputs = keras.Input((1,), dtype="int32")
+            outputs = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(inputs))
+            model = keras_resnet.ResNet(inputs, structure(outputs))
+            model.compile("sgd", "mse")
+        model.fit(numbers, np.eye(3)[numbers % 3], batch_size=BATCH, shuffle=False, verbose=0)
+        models.append(model)
+    assert largest_difference(*models) < 1e-6
+
+
 @pytest.mark.parametrize(("replicas", "parts"), [(2, 1), (1, 2)])
 def test_means_over_weights_are_not_shared(replicas, parts):
     model = small(replicas)
@@ -428,6 +475,16 @@ def test_what_keras_does_on_one_device_only_is_refused(option):
     optimizer = keras.optimizers.SGD(use_ema=True, **{option: 2})
     with pytest.raises(ValueError, match=f"Expected {option}=None .* Received: {option}=2"):
         small(2, optimizer=keras.optimizers.LossScaleOptimizer(optimizer))
+
+
+def test_optimizers_made_of_several_do_not_clip():
+    model = small(2)
+    with model.distribute_strategy.scope():
+        inner = keras.optimizers.SGD(clipnorm=0.1)
+        optimizer = keras.optimizers.MultiOptimizer(lambda weight: inner)
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="A `MultiOptimizer` would clip"):
+        model.fit(*images_and_labels(), batch_size=BATCH, verbose=0)
 
 
 def test_sums_are_not_done_in_parts():
@@ -498,6 +555,20 @@ def test_callbacks_save_the_mean_of_the_replicas_without_validation_too(tmp_path
         fit={"callbacks": [keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")]},
     )
     assert largest_difference(keras.models.load_model(tmp_path / "model.keras"), model) < 1e-7
+
+
+@pytest.mark.parametrize("method", ["get_weights", "export"])
+def test_callbacks_read_the_mean_of_the_replicas(method, tmp_path):
+    model = untrained()
+    copies = model.get_layer("stem_bn").moving_variance.value.values
+    for number, copy in enumerate(copies):
+        copy.assign(tf.fill(copy.shape, float(number)))
+    if method == "export":
+        model.export(tmp_path, verbose=False)
+    else:
+        model.get_weights()
+    for copy in copies:
+        np.testing.assert_array_equal(copy, np.full(copy.shape, 0.5))
 
 
 def test_auto_takes_no_xla_on_cpus_and_says_so(caplog):

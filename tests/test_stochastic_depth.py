@@ -477,6 +477,21 @@ def test_a_residual_of_bare_operations(decide):
     np.testing.assert_array_equal(model(ones, training=True), ones)
 
 
+def test_activity_regularisation_inside_a_residual_counts(decide):
+    decide({"only": True})
+    image = keras.Input((4, 4, 3))
+    inner = keras.layers.ActivityRegularization(l2=1.0)(keras.layers.ReLU()(image))
+    dropped = StochasticDepth(0.5, name="only_drop")(inner)
+    model = keras_resnet.ResNet(image, keras.layers.Add()([image, dropped]))
+
+    @tf.function(autograph=False)
+    def loss(x):
+        model(x, training=True)
+        return model.losses[0]
+
+    assert loss(tf.ones((2, 4, 4, 3))) == 48  # per image
+
+
 def test_frozen_network_stays_as_it_is(decide):
     decide(SOME)
     model = build()
