@@ -35,7 +35,7 @@ def ensemble(models: Sequence[keras.Model], name: str = "ensemble") -> ResNet:
     >>> pair.output_shape
     (None, 10)
     """
-    models = list(models)
+    models = [models] if isinstance(models, keras.Model) else list(models)
     if len(models) < 2:
         raise ValueError(
             "An ensemble needs at least two members. Expected a list of models. "

@@ -16,6 +16,7 @@ def unknown_name(what: str, received: str, expected: Iterable[str]) -> ValueErro
         The error, for the caller to raise.
     """
     expected = [str(name) for name in expected]
-    message = f"Unknown {what}. Expected one of {', '.join(expected)}. Received: {received!r}."
+    known = f"one of {', '.join(expected)}" if expected else "none, for there are none"
+    message = f"Unknown {what}. Expected {known}. Received: {received!r}."
     nearest = difflib.get_close_matches(str(received).lower(), expected, n=1, cutoff=0.5)
     return ValueError(f"{message} Did you mean {nearest[0]!r}?" if nearest else message)

@@ -71,11 +71,12 @@ def test_members_are_copied(members, images):
 
 
 def test_members_that_do_not_fit(members):
-    with pytest.raises(ValueError) as error:
-        ensemble(members[:1])
-    assert str(error.value) == (
-        "An ensemble needs at least two members. Expected a list of models. Received: 1 of them"
-    )
+    for single in (members[:1], members[0]):
+        with pytest.raises(ValueError) as error:
+            ensemble(single)
+        assert str(error.value) == (
+            "An ensemble needs at least two members. Expected a list of models. Received: 1 of them"
+        )
     with pytest.raises(ValueError, match=r"The model has no graph.*Received: str 'member\.keras'"):
         ensemble([members[0], "member.keras"])
     other = keras_resnet.CifarResNet(depth=8, input_shape=(8, 8, 3), classes=7)

@@ -147,7 +147,10 @@ def test_unknown_parts_change_nothing(arguments, message):
 
 def test_a_model_without_parts_says_so():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="mlp")
-    with pytest.raises(ValueError, match=r"Unknown part of mlp\. Expected one of "):
+    with pytest.raises(
+        ValueError,
+        match=r"Unknown part of mlp\. Expected none, for there are none\. Received: 'stem'\.",
+    ):
         freeze(model, "stem")
 
 
