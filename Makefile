@@ -30,7 +30,7 @@ test-slow: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-# On JAX, PyTorch, LiteRT, ONNX and OpenVINO, and weights and preprocessing against the libraries they come from.
+# On JAX, PyTorch, LiteRT, ONNX and OpenVINO; weights and preprocessing against where they come from.
 parity: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,jax,parity]'
 	$(BIN)/python -m pytest -n auto --dist worksteal -m parity tests
