@@ -428,8 +428,9 @@ def test_metrics_of_one_number_heed_no_empty_share():
 def test_the_losses_of_outputs_count_every_image_the_same():
     loss = ["sparse_categorical_crossentropy", "mse"]
     model = untrained(keras.layers.Dense(1, name="more"), loss=loss, **NO_STATISTICS)
-    images, labels = (part[:3] for part in images_and_labels())
-    logs = model.evaluate(images, (labels, labels), batch_size=2, verbose=0, return_dict=True)
+    images, labels = (part[:5] for part in images_and_labels())
+    # Shares of two, two, one and no images.
+    logs = model.evaluate(images, (labels, labels), batch_size=4, verbose=0, return_dict=True)
     squares = (model.predict(images, verbose=0)[1][:, 0] - labels) ** 2
     assert logs["more_loss"] == pytest.approx(squares.mean(), rel=1e-5)
     assert logs["loss"] == pytest.approx(logs["predictions_loss"] + logs["more_loss"], rel=1e-5)
